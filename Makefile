@@ -1,0 +1,39 @@
+# Two commands: `make simulate` and `make test`. Each creates the environment on first use; a second run does not reinstall.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+ARGS ?=
+# `make simulate compare=all rounds=20`: dsm-simulate's commonest keys pass through as make variables; ARGS takes any.
+KEYS = $(foreach key,compare sites rounds model seed name sites_dir eval_dir,$(if $($(key)),$(key)=$($(key))))
+
+.PHONY: simulate test test-slow lint types floors check clean
+
+simulate: $(STAMP)
+	$(BIN)/dsm-simulate $(KEYS) $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+floors: $(STAMP)
+	$(BIN)/lint-imports
+
+check: lint types floors test
+
+$(STAMP): pyproject.toml setup.py $(wildcard dsm_core/model/csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,76 @@
+"""The site's porter: unpack the message, call one function, pack the answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.memory import keep_moments, keep_text, kept_text, recall_moments
+from client.training import site_session, train_round
+from client.whereabouts import site_dir
+from dsm_core.config import ConfigError
+from dsm_core.data import DatalistError, label_contract, read_datalist
+from dsm_core.text_space import TextSpaceError
+from strategies import messages
+
+log = logging.getLogger(__name__)
+Handler = Callable[[Message, Context], Message]
+
+app = ClientApp()
+
+
+def _answers_faults(handler: Handler) -> Handler:
+    """Turn whatever goes wrong into a named error reply; the details, which may hold paths, stay in the site's log."""
+
+    @wraps(handler)
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except messages.StaleTextSpace as fault:
+            return messages.error_reply(messages.TEXT_CODE, f"{fault}", message)
+        except (messages.MessageFault, ConfigError, TextSpaceError) as fault:
+            return messages.error_reply(messages.FAULT_CODE, f"{type(fault).__name__}: {fault}", message)
+        except DatalistError as fault:
+            log.error("%s", fault)
+            reason = f"{len(fault.faults)} faults in the site's data folder; `dsm-site check` at the site lists them"
+            return messages.error_reply(messages.FAULT_CODE, reason, message)
+        except Exception as error:
+            log.exception("the site could not answer %s", message.metadata.message_type)
+            reason = f"{type(error).__name__} at the site; its own log has the details"
+            return messages.error_reply(messages.FAULT_CODE, reason, message)
+
+    return answer
+
+
+@app.query("enrol")
+@_answers_faults
+def enrol(message: Message, context: Context) -> Message:
+    """Label contract of this site."""
+    messages.unpack_enrol(message.content)
+    contract = label_contract(read_datalist(site_dir(context)))
+    return Message(messages.pack_contract(contract.to_dict()), reply_to=message)
+
+
+@app.query("text")
+@_answers_faults
+def text(message: Message, context: Context) -> Message:
+    """Keep the server's text space; its content must have the hash that the server states."""
+    held = keep_text(context, *messages.unpack_text(message.content))
+    return Message(messages.pack_text_receipt(held), reply_to=message)
+
+
+@app.train()
+@_answers_faults
+def train(message: Message, context: Context) -> Message:
+    """One round of local training."""
+    request = messages.unpack_train(message.content)
+    space = kept_text(context, request.text_hash)
+    session = site_session(site_dir(context), messages.unpack_config(request.config), space)
+    recall_moments(context, session, request.order)
+    result = train_round(session, request.arrays, request.order)
+    keep_moments(context, session, request.order)
+    return Message(messages.pack_trained(result.arrays, result.metrics), reply_to=message)

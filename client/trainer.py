@@ -1,0 +1,155 @@
+"""A site's local training: some optimiser steps of DSM on the site's own patches.
+
+Everything random is drawn from (seed, site, round), so that a round can be repeated bit for bit.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from dsm_core.config import TrainConfig
+from dsm_core.data import PatchBatch
+from dsm_core.losses import dsm_loss
+from dsm_core.model import DSM, QueryDropout, QuerySet
+from dsm_core.text_space import TextSpace
+
+Arrays = dict[str, np.ndarray]
+
+
+class Sampler(Protocol):
+    """Draws batches of patches with their masks."""
+
+    def sample(self, generator: np.random.Generator, batch: int) -> PatchBatch: ...
+
+
+@dataclass(frozen=True)
+class StepSeed:
+    """Where a round's randomness comes from."""
+
+    seed: int
+    site: str
+    round: int
+
+    def numpy(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(self.site.encode()), self.round])
+
+    def torch(self) -> torch.Generator:
+        return torch.Generator().manual_seed(int(self.numpy().integers(2**62)))
+
+
+@dataclass
+class Trainer:
+    """A model, its optimiser and the classes whose rows may move here.
+
+    Attributes:
+        labelled: names of the classes labelled in the data; every other class row stays as it came.
+    """
+
+    model: DSM
+    text: TextSpace
+    config: TrainConfig
+    labelled: tuple[str, ...]
+    optimizer: torch.optim.AdamW = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows = [p for name, p in self.model.named_parameters() if name.startswith("class_rows.")]
+        shared = [p for name, p in self.model.named_parameters() if not name.startswith("class_rows.")]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": shared, "weight_decay": self.config.weight_decay}, {"params": rows, "weight_decay": 0.0}],
+            lr=self.config.lr,
+            betas=(0.9, 0.99),
+            fused=True,
+        )
+        foreign = [i for i, name in enumerate(self.model.names) if name not in self.labelled]
+        self._foreign = torch.tensor(foreign, dtype=torch.long)
+        self._rows = rows
+        self._query_sets: dict[tuple[str, ...], QuerySet] = {}
+
+    def steps(self, sampler: Sampler, count: int, lr: float, seed: StepSeed) -> dict[str, float]:
+        """Run `count` optimiser steps; returns the mean of the loss and of its parts."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        draw, generator = seed.numpy(), seed.torch()
+        totals: dict[str, float] = {}
+        self.model.train()
+        for _ in range(count):
+            batch = sampler.sample(draw, self.config.batch)
+            for name, value in self._step(batch, generator).items():
+                totals[name] = totals.get(name, 0.0) + value / count
+        return totals
+
+    def _step(self, batch: PatchBatch, generator: torch.Generator) -> dict[str, float]:
+        queries = self._queries(batch.names)
+        dropout = _query_dropout(queries, len(batch.image), self.config, generator)
+        output = self.model(batch.image, queries, dropout)
+        loss, parts = dsm_loss(output, queries, batch.masks, batch.annotated, self.text.vectors)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.mean().backward()
+        for row in self._rows:
+            if row.grad is not None:
+                row.grad[self._foreign] = 0.0
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        return {"loss": loss.mean().item(), **{name: part.mean().item() for name, part in parts.items()}}
+
+    def _queries(self, names: tuple[str, ...]) -> QuerySet:
+        if names not in self._query_sets:
+            self._query_sets[names] = self.model.query_set(names, self.text)
+        return self._query_sets[names]
+
+    def load(self, arrays: Arrays) -> None:
+        """Take over the tensors of a state dict; the arrays are copied."""
+        self._query_sets.clear()
+        self.model.load_state_dict({name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
+
+    def arrays(self) -> Arrays:
+        """The model's state dict as arrays of its own."""
+        return model_arrays(self.model)
+
+    def moments(self) -> Arrays:
+        """AdamW's moments by parameter name, empty before the first step."""
+        kept = {}
+        for name, parameter in self.model.named_parameters():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                kept[f"{kind}/{name}"] = value.numpy().copy()
+        return kept
+
+    def load_moments(self, moments: Arrays) -> None:
+        """Go on with these moments; empty ones begin anew."""
+        self.optimizer.state.clear()
+        for name, parameter in self.model.named_parameters():
+            kinds = ("step", "exp_avg", "exp_avg_sq")
+            if f"exp_avg/{name}" in moments:
+                self.optimizer.state[parameter] = {
+                    kind: torch.from_numpy(np.array(moments[f"{kind}/{name}"])) for kind in kinds
+                }
+
+
+def model_arrays(model: DSM) -> Arrays:
+    """Every tensor that travels: the state dict of the model as numpy arrays of its own."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def _query_dropout(queries: QuerySet, batch: int, config: TrainConfig, generator: torch.Generator) -> QueryDropout:
+    count, width = queries.text.shape
+    keep = torch.rand(batch, count, generator=generator) >= config.text_only
+    noise = torch.randn(batch, count, width, generator=generator) * (config.text_noise / width**0.5)
+    return QueryDropout(keep.to(queries.text.dtype), noise)
+
+
+def learning_rate(base: float, warmup: float, round: int, rounds: int) -> float:
+    """Warm-up for a share of the rounds, then cosine (Loshchilov & Hutter 2017) to 2 % of the base rate.
+
+    Args:
+        round: counts from 1.
+    """
+    rising = max(1, int(warmup * rounds + 0.5))
+    if round <= rising:
+        return base * round / rising
+    progress = (round - rising) / max(1, rounds - rising)
+    return base * float(0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))

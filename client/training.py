@@ -1,0 +1,95 @@
+"""What a site keeps between the rounds of a run: its volumes, its model and its optimiser."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.trainer import Arrays, StepSeed, Trainer, learning_rate
+from dsm_core.config import Config, config_hash
+from dsm_core.data import Datalist, PatchSampler, SiteVolumes, read_datalist, split_held_out
+from dsm_core.model import build_model
+from dsm_core.text_space import TextSpace
+from strategies.messages import LOSS, NUM_CASES, SECONDS, TrainOrder
+
+_KEPT_SESSIONS = 64
+_sessions: OrderedDict[tuple[str, str, str], SiteSession] = OrderedDict()
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a site's training pass gives: every tensor of the model, and metrics for the server."""
+
+    arrays: Arrays
+    metrics: dict[str, Any]
+
+
+@dataclass
+class SiteSession:
+    """A site in training."""
+
+    datalist: Datalist
+    sampler: PatchSampler
+    trainer: Trainer
+
+    def optimizer_arrays(self) -> Arrays:
+        """The optimiser's moments, to be kept at the site between rounds."""
+        return self.trainer.moments()
+
+    def load_optimizer_arrays(self, moments: Arrays) -> None:
+        """Go on with these moments; empty ones begin anew."""
+        self.trainer.load_moments(moments)
+
+
+def site_session(site_dir: Path | str, config: Config, text: TextSpace) -> SiteSession:
+    """The session of a site's folder, made once per process for a text space and a configuration.
+
+    Raises:
+        DatalistError: the folder has faults.
+    """
+    key = (str(site_dir), text.hash, config_hash(config))
+    with _lock:
+        if key not in _sessions:
+            _sessions[key] = _open_session(Path(site_dir), config, text)
+            while len(_sessions) > _KEPT_SESSIONS:
+                _sessions.popitem(last=False)
+        _sessions.move_to_end(key)
+        return _sessions[key]
+
+
+def open_datalist(site_dir: Path | str, config: Config) -> Datalist:
+    """The cases that a site trains on: all of its folder, less the share that the run holds out."""
+    datalist = read_datalist(site_dir)
+    return split_held_out(datalist, config.data.held_out, seed=0)[0] if config.data.held_out else datalist
+
+
+def _open_session(site_dir: Path, config: Config, text: TextSpace) -> SiteSession:
+    datalist = open_datalist(site_dir, config)
+    sampler = PatchSampler(SiteVolumes(datalist, config.data), datalist, config.data)
+    trainer = Trainer(build_model(config.model, text), text, config.train, datalist.labelled_classes)
+    return SiteSession(datalist, sampler, trainer)
+
+
+def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder) -> TrainResult:
+    """Train on from the global tensors for one round.
+
+    Args:
+        session: the site. arrays: the global model's tensors. order: what the server asks.
+    """
+    started = time.perf_counter()
+    trainer = session.trainer
+    trainer.load(arrays)
+    rate = learning_rate(order.lr, trainer.config.warmup, order.round, order.rounds)
+    seed = StepSeed(order.seed, session.datalist.site, order.round)
+    losses = trainer.steps(session.sampler, order.local_steps, rate, seed)
+    metrics = {
+        NUM_CASES: len(session.datalist.annotated_cases),
+        LOSS: losses["loss"],
+        SECONDS: time.perf_counter() - started,
+    }
+    return TrainResult(trainer.arrays(), metrics)

@@ -1,0 +1,226 @@
+"""Every knob, typed, on one page.
+
+Hydra composes the YAML choices of `dsm_core/conf` with command-line overrides; below the entry points travels only the
+`Config` dataclass. A key that does not exist is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A configuration value or key that cannot be used; the message says what was found and what is wanted."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass
+class ModelConfig:
+    """Sizes of DSM. `tiny` trains on two CPU cores, `base` wants a GPU."""
+
+    name: str = "tiny"
+    widths: tuple[int, ...] = (16, 32, 64, 96)  # channels at 1/2, 1/4, 1/8, 1/16 of the volume
+    mamba_blocks: tuple[int, ...] = (0, 0, 1, 2)  # Mamba blocks per stage
+    state_size: int = 16  # N of the state-space model
+    decoder_width: int = 48  # channels of the pixel decoder at 1/4 and below
+    query_width: int = 64  # channels of a query
+    mask_width: int = 32  # channels of the pixel map at 1/2, from which masks are read
+    scan_backend: str = "auto"  # auto | native | torch | cuda
+
+    def __post_init__(self) -> None:
+        self.widths, self.mamba_blocks = tuple(self.widths), tuple(self.mamba_blocks)
+        _require(
+            len(self.widths) == len(self.mamba_blocks) == 4,
+            f"model.widths and model.mamba_blocks want 4 stages, found {len(self.widths)} and {len(self.mamba_blocks)}",
+        )
+
+
+@dataclass
+class DataConfig:
+    """How a scan becomes a tensor."""
+
+    spacing_mm: tuple[float, ...] = (4.0, 4.0, 4.0)
+    intensity_hu: tuple[float, ...] = (-175.0, 250.0)  # window mapped to [0, 1]
+    patch: tuple[int, ...] = (48, 48, 48)
+    foreground_share: float = 2 / 3  # crops centred on a labelled class against random crops
+    held_out: float = 0.0  # share of a site's cases kept out of training, for scoring
+
+    def __post_init__(self) -> None:
+        self.spacing_mm, self.intensity_hu, self.patch = map(tuple, (self.spacing_mm, self.intensity_hu, self.patch))
+        _require(
+            len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0,
+            f"data.spacing_mm wants three positive lengths in mm, found {self.spacing_mm}",
+        )
+        _require(
+            len(self.patch) == 3 and all(p > 0 and p % 16 == 0 for p in self.patch),
+            f"data.patch wants three multiples of 16 voxels, found {self.patch}",
+        )
+        _require(
+            len(self.intensity_hu) == 2 and self.intensity_hu[0] < self.intensity_hu[1],
+            f"data.intensity_hu wants (low, high) in HU, found {self.intensity_hu}",
+        )
+        _require(0 <= self.held_out < 1, f"data.held_out wants a share in [0, 1), found {self.held_out}")
+
+
+@dataclass
+class TrainConfig:
+    """Local training at a site."""
+
+    local_steps: int = 5  # optimiser steps of a site per round
+    batch: int = 2  # patches per step
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.05  # share of the rounds with a rising learning rate
+    text_only: float = 0.3  # probability that a class row is dropped, so that its text alone is a working query
+    text_noise: float = 0.05
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.local_steps > 0 and self.batch > 0, "train.local_steps and train.batch want at least 1")
+        _require(self.lr > 0, f"train.lr wants a positive number, found {self.lr}")
+
+
+SITE_WEIGHTS = ("cases", "equal", "exclusive")
+METHODS = ("federated", "fedavg", "local", "pooled")
+
+
+@dataclass
+class ServerConfig:
+    """How the coordinator combines the sites' updates."""
+
+    site_weight: str = "equal"  # cases | equal | exclusive: shared tensors are averaged by this
+    class_rows: str = "evidence"  # evidence | shared (plain FedAvg treats them like any tensor)
+    row_step: float = 1.0  # step of a class row towards its labelling sites' average
+    server_step: str = "fixed"  # fixed | fedexp
+    server_lr: float = 1.0  # step of the shared tensors; the upper bound of the step under fedexp
+    momentum: float = 0.0
+    max_update_norm: float = 100.0  # a larger update of a site is refused
+    quorum: float = 0.5  # share of the sites that must answer
+    round_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.site_weight in SITE_WEIGHTS,
+            f"server.site_weight wants one of {SITE_WEIGHTS}, found {self.site_weight!r}",
+        )
+        _require(self.class_rows in ("evidence", "shared"), "server.class_rows wants evidence or shared")
+        _require(self.server_step in ("fixed", "fedexp"), "server.server_step wants fixed or fedexp")
+        _require(0 < self.quorum <= 1, f"server.quorum wants a share in (0, 1], found {self.quorum}")
+        _require(self.round_timeout_s > 0, "server.round_timeout_s wants seconds above 0")
+
+
+@dataclass
+class TextConfig:
+    """Where the class embeddings come from."""
+
+    encoder: str = "auto"  # auto | offline | open_clip | bank
+    model: str = "ViT-B-32"
+    weights: str | None = None  # open_clip pretrained tag or a local path
+    bank: str | None = None  # a saved bank (.safetensors) instead of an encoder
+    prompt: str = "A computerized tomography of a {}"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.encoder in ("auto", "offline", "open_clip", "bank"),
+            f"text.encoder wants auto, offline, open_clip or bank, found {self.encoder!r}",
+        )
+
+
+@dataclass
+class PhantomConfig:
+    """Generated abdominal sites."""
+
+    cases: int = 12  # training cases per site
+    held_out: int = 4  # held-out cases per site, with the full truth
+    size_mm: tuple[float, ...] = (320.0, 256.0, 256.0)
+
+    def __post_init__(self) -> None:
+        self.size_mm = tuple(self.size_mm)
+        _require(self.cases > 0 and self.held_out > 0, "phantom.cases and phantom.held_out want at least 1")
+        _require(
+            len(self.size_mm) == 3 and all(s >= low for s, low in zip(self.size_mm, (240, 200, 200), strict=True)),
+            f"phantom.size_mm wants at least 240 x 200 x 200 mm, so that every organ is in it; found {self.size_mm}",
+        )
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    name: str | None = None  # run folder under `out`; the time of day when absent
+    out: str = "runs"
+    seed: int = 0
+    sites: int = 4  # generated sites; ignored when sites_dir is given
+    sites_dir: str | None = None  # a folder of site folders
+    eval_dir: str | None = None  # held-out truth: one folder for all sites, or one sub-folder a site
+    rounds: int = 100
+    compare: str = "local"  # none | local | all
+    threads: int = 0  # sites trained side by side; 0 = one a core
+    dry_run: bool = False
+    overlays: int = 6  # overlay pictures a status
+    nsd_tolerance_mm: float = 4.0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.sites > 0, f"sites wants at least 1, found {self.sites}")
+        _require(self.rounds > 0, f"rounds wants at least 1, found {self.rounds}")
+        _require(self.compare in ("none", "local", "all"), f"compare wants none, local or all, found {self.compare!r}")
+
+
+def config_hash(config: Config) -> str:
+    """First 12 hex digits of the SHA-256 of the configuration as canonical JSON; says which run two results share."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def compose_config(overrides: Sequence[str] = ()) -> Config:
+    """The configuration of `conf/config.yaml` with command-line overrides such as `rounds=20` or `train.lr=1e-3`.
+
+    Raises:
+        ConfigError: an unknown key, an unknown choice or a value outside its range.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    try:
+        if GlobalHydra.instance().is_initialized():
+            GlobalHydra.instance().clear()
+        with initialize_config_dir(str(Path(__file__).parent / "conf"), version_base="1.3"):
+            composed = compose("config", overrides=list(overrides))
+        config: Any = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        raise ConfigError(f"{error}".strip().splitlines()[0] + "; `dsm-simulate --help` lists every key") from error
+    return config
+
+
+def describe_config(config: Config) -> str:
+    """Every key with its value, one a line, as they are typed on a command line."""
+
+    def lines(prefix: str, values: dict[str, Any]) -> list[str]:
+        found = []
+        for key, value in values.items():
+            found += lines(f"{prefix}{key}.", value) if isinstance(value, dict) else [f"  {prefix}{key}={value}"]
+        return found
+
+    return "\n".join(lines("", asdict(config)))

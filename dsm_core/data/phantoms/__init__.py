@@ -1,0 +1,6 @@
+"""Generated patients: a CT case with its full truth, made from one seed. Import from here."""
+
+from dsm_core.data.phantoms.case import PHANTOM_CLASSES, PHANTOM_LESIONS, PHANTOM_ORGANS, PhantomCase, generate_case
+from dsm_core.data.phantoms.scanner import Scanner
+
+__all__ = ["PHANTOM_CLASSES", "PHANTOM_LESIONS", "PHANTOM_ORGANS", "PhantomCase", "Scanner", "generate_case"]

@@ -1,0 +1,6 @@
+"""The door of the model: DSM, its builder, and what goes in and out."""
+
+from dsm_core.model.dsm import DSM, DSMOutput, Features, QueryDropout, build_model
+from dsm_core.model.queries import QuerySet
+
+__all__ = ["DSM", "DSMOutput", "Features", "QueryDropout", "QuerySet", "build_model"]

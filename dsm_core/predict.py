@@ -1,0 +1,210 @@
+"""`dsm-predict`: which voxels of a scan answer these phrases?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+
+from dsm_core.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from dsm_core.classes import ClassKind
+from dsm_core.config import TextConfig
+from dsm_core.data.faults import DatalistError
+from dsm_core.inference import Prediction, Predictor
+from dsm_core.text_space import TextSpaceError
+
+_ENDINGS = (".nii.gz", ".nii")
+
+
+class PredictError(ValueError):
+    """A request that cannot be answered; the message says what was found and what was wanted."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; exit code 0, or 2 with one line on stderr and nothing written."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except (PredictError, CheckpointError, TextSpaceError, DatalistError, OSError) as error:
+        what = error.details() if isinstance(error, DatalistError) else str(error)
+        print(f"dsm-predict: {' '.join(what.split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dsm-predict", description="Segment whatever can be named in a CT scan.")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint folder, such as runs/NAME/checkpoints/best")
+    parser.add_argument("scan", type=Path, help="CT scan in Hounsfield units (.nii or .nii.gz)")
+    parser.add_argument("--query", action="append", required=True, metavar="PHRASE", help="repeat for several phrases")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nii.gz", help="label map to write")
+    parser.add_argument(
+        "--probability", action="store_true", help="also write OUT_probability.nii.gz, one volume a query"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="probability from which a voxel is in (default 0.5)"
+    )
+    parser.add_argument("--host-margin-mm", type=float, metavar="MM", help="keep lesions within MM of their host organ")
+    parser.add_argument(
+        "--text-weights", metavar="W", help="open_clip tag, file or folder, for phrases not in the bank"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--allow-non-ct", action="store_true", help="go on with a scan that does not look like CT")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+    )
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    stem = _output_stem(options.output, options.scan)
+    queries = _queries(options.query)
+    if not 0 < options.threshold < 1:
+        raise PredictError(f"--threshold wants a probability between 0 and 1, found {options.threshold}")
+    scan = _open_scan(options.scan, options.allow_non_ct)
+    checkpoint = load_checkpoint(options.checkpoint)
+    predictor = _predictor(checkpoint, options)
+    classes = predictor.understand(queries)
+    print(f"scan {_sizes(scan.shape)} voxels of {_sizes(scan.header.get_zooms())} mm")
+    print(f"worked on at {_sizes(checkpoint.data.spacing_mm)} mm")
+    print(f"text encoder: {predictor.text.encoder}")
+    for query, info in zip(queries, classes, strict=True):
+        known = "a class of the model" if info.name in predictor.text.names else "a free phrase"
+        host = f", host {info.host}" if info.host else ""
+        print(f"  {query!r}: {info.kind} {info.name!r}{host}, {known}")
+    if options.dry_run:
+        print(f"dry run: would write {options.output}")
+        return
+    prediction = predictor.predict(
+        options.scan, queries, options.threshold, keep_probabilities=options.probability, progress=True
+    )
+    outputs = _write(prediction, queries, scan, options.output, stem, predictor.text.encoder)
+    legend = zip(queries, prediction.volumes_ml(), prediction.presence.tolist(), strict=True)
+    for value, (query, volume_ml, presence) in enumerate(legend, start=1):
+        print(f"  {value} = {query}: {volume_ml:.1f} ml, presence {presence:.2f}")
+    print(*outputs, sep="\n")
+
+
+def _sizes(lengths: Sequence[float]) -> str:
+    return " x ".join(f"{float(length):.3g}" for length in lengths)
+
+
+def _output_stem(output: Path, scan: Path) -> str:
+    """The output's name without its ending."""
+    ending = next((ending for ending in _ENDINGS if output.name.endswith(ending)), None)
+    if ending is None or output.name == ending:
+        raise PredictError(f"-o wants a name ending in .nii.gz or .nii, found {output}")
+    if not output.parent.is_dir():
+        raise PredictError(f"the folder {output.parent} of -o does not exist; create it first")
+    if output.is_dir() or output.resolve() == scan.resolve():
+        raise PredictError(f"-o {output} would overwrite {'a folder' if output.is_dir() else 'the scan'}; name another")
+    return output.name.removesuffix(ending)
+
+
+def _queries(phrases: Sequence[str]) -> list[str]:
+    queries = list(dict.fromkeys(" ".join(phrase.split()) for phrase in phrases))
+    if "" in queries:
+        raise PredictError("--query wants a phrase such as 'liver tumor', found an empty one")
+    if len(queries) > 255:
+        raise PredictError(f"a label map holds 255 queries, found {len(queries)}; ask in several runs")
+    return queries
+
+
+def _open_scan(path: Path, allow_non_ct: bool) -> nibabel.Nifti1Image:
+    """The scan, found to be one finite 3-D volume that looks like CT."""
+    if not path.is_file():
+        raise PredictError(f"no scan at {path}")
+    try:
+        scan: nibabel.Nifti1Image = nibabel.load(path)  # type: ignore[attr-defined, assignment]
+        if len(scan.shape) != 3:
+            raise PredictError(f"{path}: found {len(scan.shape)} dimensions {scan.shape}, wanted one 3-D volume")
+        values = np.asarray(scan.dataobj, dtype=np.float32)
+    except PredictError:
+        raise
+    except Exception as error:  # nibabel, zlib and numpy each raise their own on a broken file
+        raise PredictError(f"{path} cannot be read as a NIfTI volume ({type(error).__name__}: {error})") from error
+    if not np.isfinite(values).all():
+        raise PredictError(f"{path}: found voxels that are NaN or infinite, wanted finite values in every voxel")
+    # Fat lies near -100 HU and air near -1000: no CT of a body is without them, while MR, PET, label maps and 8-bit
+    # pictures have no negative values, and normalised scans none below about -10.
+    air_or_fat = float((values < -50).mean())
+    if not allow_non_ct and (air_or_fat < 0.001 or values.max() < 0):
+        raise PredictError(
+            f"{path} does not look like CT in Hounsfield units: values {values.min():g} to {values.max():g}, "
+            f"{100 * air_or_fat:.2f} % of the voxels below -50 HU (wanted 0.1 % or more, and soft tissue above 0); "
+            "rescale it, or give --allow-non-ct to go on"
+        )
+    return scan
+
+
+def _predictor(checkpoint: Checkpoint, options: argparse.Namespace) -> Predictor:
+    if options.text_weights:
+        model = checkpoint.text.encoder.removeprefix("open_clip ").split(" ")[0]
+        config = TextConfig(encoder="open_clip", model=model, weights=options.text_weights)
+        checkpoint = replace(checkpoint, text=checkpoint.text.with_encoder(config))
+    wanted = options.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PredictError(f"--device {options.device} is not available here: {str(error).splitlines()[0]}") from error
+    return Predictor.from_checkpoint(checkpoint, device, host_margin_mm=options.host_margin_mm)
+
+
+def _write(
+    prediction: Prediction, queries: Sequence[str], scan: nibabel.Nifti1Image, output: Path, stem: str, encoder: str
+) -> list[Path]:
+    """Label map, legend and probabilities; all of them or none. Lesions are painted over organs, later over earlier."""
+    painted = np.zeros(prediction.masks.shape[1:], dtype=np.uint8)
+    order = sorted(range(len(queries)), key=lambda row: prediction.classes[row].kind is ClassKind.LESION)
+    for row in order:
+        painted[prediction.masks[row].numpy()] = row + 1
+    about = zip(queries, prediction.classes, prediction.volumes_ml(), prediction.presence.tolist(), strict=True)
+    legend = {
+        "text_encoder": encoder,
+        "labels": {
+            query: {"value": value, "class": info.name, "kind": info.kind, "volume_ml": volume_ml, "presence": presence}
+            for value, (query, info, volume_ml, presence) in enumerate(about, start=1)
+        },
+    }
+    ending = output.name.removeprefix(stem)
+    images = {output: painted}
+    if prediction.probabilities is not None:
+        layers = prediction.probabilities.permute(1, 2, 3, 0).float().numpy()
+        images[output.with_name(f"{stem}_probability{ending}")] = layers[..., 0] if len(queries) == 1 else layers
+    legend_path = output.with_name(f"{stem}.json")
+    partial = {path: path.with_name(f".partial-{path.name}") for path in (*images, legend_path)}
+    try:
+        for path, values in images.items():
+            nibabel.save(_like(scan, values), partial[path])  # type: ignore[attr-defined]
+        partial[legend_path].write_text(json.dumps(legend, indent=2))
+        for path, written in partial.items():
+            os.replace(written, path)
+    finally:
+        for written in partial.values():
+            written.unlink(missing_ok=True)
+    return list(partial)
+
+
+def _like(scan: nibabel.Nifti1Image, values: np.ndarray) -> nibabel.Nifti1Image:
+    """An image in the scan's grid; of its header only the geometry is kept, since text fields may name the patient."""
+    image = nibabel.Nifti1Image(values, scan.affine)
+    if isinstance(scan.header, nibabel.Nifti1Header):
+        image.set_qform(*scan.get_qform(coded=True))
+        image.set_sform(*scan.get_sform(coded=True))
+        image.header.set_xyzt_units(*scan.header.get_xyzt_units())
+    return image
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""What does a class mean: the frozen, centred, content-hashed bank of text vectors that every site shares.
+
+Axis legend: `n` classes, `m` further phrases, `k` queried phrases, `E` text width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from dsm_core.classes import ATLAS, ClassInfo, ClassKind, normalise_name
+from dsm_core.config import TextConfig
+from dsm_core.hashed_words import HASHED_WORDS, HashedWords, TextSpaceError
+from dsm_core.text_encoders import SavedEmbeddings, TextEncoder, load_encoder
+
+__all__ = ["TextSpace", "TextSpaceError", "build_text_space"]
+
+
+@dataclass(frozen=True, eq=False)
+class TextSpace:
+    """The frozen bank: unit vectors of the classes after the mean of the bank was taken away.
+
+    Raw CLIP embeddings of class names are nearly collinear (mean cosine 0.88); centring brings the mean to about 0.
+
+    Attributes:
+        classes: sorted by name; row i of `vectors` belongs to class i.
+        vectors: (n, E) float32, centred, unit length.
+        mean: (E,) float32, subtracted from every unit vector before it is normalised again.
+        encoder: what made the vectors, as shown in every output.
+        phrases: further names whose vectors travel along, so that a site without the encoder can query them.
+        phrase_vectors: (m, E) float32, centred, unit length.
+        phrase_encoder: encodes any other phrase; None where the encoder is not at hand. Not part of the content.
+    """
+
+    classes: tuple[ClassInfo, ...]
+    vectors: Tensor
+    mean: Tensor
+    encoder: str
+    phrases: tuple[str, ...] = ()
+    phrase_vectors: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    phrase_encoder: TextEncoder | None = field(default=None, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TextSpace) and self.hash == other.hash
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names, in the order of the rows."""
+        return tuple(info.name for info in self.classes)
+
+    @property
+    def width(self) -> int:
+        """E, the length of a vector."""
+        return self.vectors.shape[1]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the content: encoder, classes, phrases and every float. Equal hash, equal text space."""
+        digest = hashlib.sha256(json.dumps(self._about(), sort_keys=True).encode())
+        for tensor in self._tensors().values():
+            digest.update(tensor.numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        """Row of every class name and of every synonym that is not itself a class."""
+        synonyms = {normalise_name(word): i for i, info in enumerate(self.classes) for word in info.synonyms}
+        return synonyms | {info.name: i for i, info in enumerate(self.classes)}
+
+    def index(self, name: str) -> int:
+        """Row of a class.
+
+        Raises:
+            TextSpaceError: the bank holds no class of this name.
+        """
+        if name not in self.names:
+            raise TextSpaceError(f"the text space holds no class {name!r}; it holds {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def find(self, phrase: str) -> ClassInfo | None:
+        """The bank's class that a phrase names, by name or synonym; None when it names none."""
+        row = self._rows.get(normalise_name(phrase))
+        return None if row is None else self.classes[row]
+
+    def encode(self, phrases: Sequence[str]) -> Tensor:
+        """Centred unit vectors of phrases, (k, E): a class or synonym gives its bank row, other text is encoded.
+
+        Raises:
+            TextSpaceError: a phrase is empty, or it is not in the bank and the bank's encoder is not at hand.
+        """
+        known = dict(zip(self.phrases, self.phrase_vectors, strict=True))
+        known |= {name: self.vectors[row] for name, row in self._rows.items()}
+        wanted = [normalise_name(phrase) for phrase in phrases]
+        if "" in wanted:
+            raise TextSpaceError("a text query needs words; found an empty phrase")
+        unknown = list(dict.fromkeys(name for name in wanted if name not in known))
+        if unknown:
+            if self.phrase_encoder is None:
+                raise TextSpaceError(
+                    f"the text space does not hold {', '.join(map(repr, unknown))} and its encoder "
+                    f"({self.encoder}) is not at hand here; give its weights, or query one of {', '.join(self.names)}"
+                )
+            raw = self.phrase_encoder.encode(unknown)
+            known |= dict(zip(unknown, centred(raw, self.mean, unknown), strict=True))
+        return torch.stack([known[name] for name in wanted]) if wanted else self.vectors[:0]
+
+    def with_encoder(self, config: TextConfig) -> TextSpace:
+        """The same text space with an encoder for new phrases.
+
+        Raises:
+            TextSpaceError: the encoder is not available, or does not reproduce the bank's own vectors.
+        """
+        encoder = load_encoder(config)
+        raw = encoder.encode(self.names[:1])
+        same_width = raw.shape[1] == self.width
+        likeness = float(centred(raw, self.mean, self.names[:1]) @ self.vectors[0]) if same_width else 0.0
+        if likeness < 0.999:
+            raise TextSpaceError(
+                f"the text space was made by {self.encoder}; {encoder.name} gives {self.names[0]!r} another vector "
+                f"(cosine {likeness:.3f}, wanted 1): use the same weights and prompt"
+            )
+        return replace(self, phrase_encoder=encoder)
+
+    def to_bytes(self) -> bytes:
+        """The content as safetensors with its description and hash in the metadata."""
+        about = {"text_space": json.dumps(self._about(), sort_keys=True), "hash": self.hash}
+        return safetensors.save(self._tensors(), metadata=about)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> TextSpace:
+        """Read what `to_bytes` wrote and verify its hash.
+
+        Raises:
+            TextSpaceError: the content is not a text space or is corrupted.
+        """
+        try:
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            about, stated = json.loads(header["__metadata__"]["text_space"]), header["__metadata__"]["hash"]
+            tensors = safetensors.load(content)
+            classes = tuple(
+                ClassInfo(c["name"], ClassKind(c["kind"]), c["host"], tuple(c["synonyms"])) for c in about["classes"]
+            )
+            space = cls(
+                classes=classes,
+                vectors=tensors["vectors"],
+                mean=tensors["mean"],
+                encoder=about["encoder"],
+                phrases=tuple(about["phrases"]),
+                phrase_vectors=tensors["phrase_vectors"],
+                phrase_encoder=HashedWords(len(tensors["mean"])) if about["encoder"] == HASHED_WORDS else None,
+            )
+            found = space.hash
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise TextSpaceError(f"the text space cannot be read ({error}); fetch it from the server again") from error
+        if found != stated:
+            raise TextSpaceError(f"the text space is corrupted: content hash {found[:12]}, stated {stated[:12]}")
+        return space
+
+    def save(self, path: Path) -> None:
+        """Write the text space to a file; never half of it."""
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(self.to_bytes())
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> TextSpace:
+        """Read a saved text space.
+
+        Raises:
+            TextSpaceError: the file is missing or corrupted.
+        """
+        try:
+            return cls.from_bytes(path.read_bytes())
+        except OSError as error:
+            raise TextSpaceError(f"no text space at {path}: {error.strerror}") from error
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "encoder": self.encoder,
+            "classes": [asdict(info) for info in self.classes],
+            "phrases": list(self.phrases),
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"vectors": self.vectors, "mean": self.mean, "phrase_vectors": self.phrase_vectors}
+
+
+def build_text_space(classes: Iterable[ClassInfo], config: TextConfig) -> TextSpace:
+    """The text space of the given classes, centred on the mean over the atlas and these classes.
+
+    A bank of saved embeddings is centred on its own mean, and must hold the classes asked for.
+
+    Raises:
+        TextSpaceError: no class, two classes of one name, an encoder that is not available, a class it does not know.
+    """
+    wanted = tuple(sorted(classes, key=lambda info: info.name))
+    names = [info.name for info in wanted]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if not names or doubled:
+        raise TextSpaceError(f"a text space wants one or more classes of different names, found {doubled or 'none'}")
+    encoder = load_encoder(config)
+    if isinstance(encoder, SavedEmbeddings):
+        vocabulary = list(encoder.rows)
+        encoder.encode(names)
+    else:
+        vocabulary = sorted(set(names) | set(ATLAS))
+    unit = torch.nn.functional.normalize(encoder.encode(vocabulary).double(), dim=1)
+    mean = unit.mean(dim=0).float()
+    rows = dict(zip(vocabulary, centred(unit, mean, vocabulary), strict=True))
+    further = () if isinstance(encoder, HashedWords) else tuple(name for name in vocabulary if name not in names)
+    return TextSpace(
+        classes=wanted,
+        vectors=torch.stack([rows[name] for name in names]),
+        mean=mean,
+        encoder=encoder.name,
+        phrases=further,
+        phrase_vectors=torch.stack([rows[name] for name in further]) if further else torch.zeros(0, len(mean)),
+        phrase_encoder=encoder,
+    )
+
+
+def centred(raw: Tensor, mean: Tensor, phrases: Sequence[str]) -> Tensor:
+    """Unit length, minus the bank's mean, unit length again; (k, E) float32.
+
+    Raises:
+        TextSpaceError: a phrase whose vector is not finite or equals the mean.
+    """
+    offset = torch.nn.functional.normalize(raw.double(), dim=1) - mean.double()
+    length = offset.norm(dim=1, keepdim=True)
+    lost = [phrase for phrase, size in zip(phrases, length[:, 0], strict=True) if not size > 1e-6]
+    if lost:
+        raise TextSpaceError(f"the encoder gives {', '.join(map(repr, lost))} no direction of its own; reword it")
+    return (offset / length).float()

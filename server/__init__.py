@@ -1,0 +1,1 @@
+"""The coordinator: enrolment, rounds, and the Flower app that drives them."""

@@ -1,0 +1,91 @@
+"""What a run starts from: sites enrolled, text space built from their contracts, first model, strategy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from dsm_core.classes import ClassInfo
+from dsm_core.config import Config
+from dsm_core.data import LabelContract, contract_classes
+from dsm_core.model import DSM, build_model
+from dsm_core.text_space import TextSpace, build_text_space
+from server.enrolment import deliver_text, enrol, wait_for_sites
+from server.rounds import OnRound, run_rounds
+from strategies.query_fedavg import QueryFedAvg, ServerState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything that stays fixed over the rounds.
+
+    Attributes:
+        nodes: Flower node of each site.
+        contracts: label contract of each site.
+        model: DSM of the run's size; `model_of` fills in a state's tensors.
+        state: the state before round 1.
+    """
+
+    config: Config
+    nodes: dict[str, int]
+    contracts: dict[str, LabelContract]
+    text: TextSpace
+    model: DSM
+    strategy: QueryFedAvg
+    state: ServerState
+
+    def run(self, grid: Grid, on_round: OnRound | None = None, state: ServerState | None = None) -> ServerState:
+        """The state after the last round, from the beginning or from a state reached before.
+
+        Raises:
+            RoundError: a round below quorum.
+        """
+        start = self.state if state is None else state
+        return run_rounds(grid, start, self.strategy, self.config, self.nodes, self.text, on_round)
+
+    def model_of(self, state: ServerState) -> DSM:
+        """The global model in a state, ready to predict; one object, filled anew at every call."""
+        self.model.load_state_dict({name: torch.from_numpy(array) for name, array in state.arrays.items()})
+        return self.model.eval()
+
+
+def open_federation(
+    grid: Grid, config: Config, sites: int, classes: Iterable[ClassInfo] = (), connect_timeout_s: float = 120.0
+) -> Federation:
+    """Wait for the sites, enrol them, and send them the text space.
+
+    Args:
+        sites: how many are wanted.
+        classes: further classes of the text space, labelled at no site.
+
+    Raises:
+        FederationError: too few sites, or one that cannot enrol.
+        ContractConflict: label contracts that contradict each other.
+    """
+    nodes = wait_for_sites(grid, sites, connect_timeout_s)
+    enrolment = enrol(grid, nodes, config.server.round_timeout_s)
+    labelled = {info.name: info for info in contract_classes(list(enrolment.contracts.values()))}
+    text = build_text_space(({info.name: info for info in classes} | labelled).values(), config.text)
+    for site, reason in deliver_text(grid, enrolment.nodes, text, config.server.round_timeout_s).items():
+        log.warning("%s does not hold the text space yet: %s; it is sent again in round 1", site, reason)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, text)
+    strategy = QueryFedAvg(config.server, enrolment.contracts)
+    state = strategy.init(first_arrays(model, enrolment.contracts), text.names)
+    return Federation(config, enrolment.nodes, enrolment.contracts, text, model, strategy, state)
+
+
+def first_arrays(model: DSM, contracts: Mapping[str, LabelContract]) -> dict[str, NDArray]:
+    """The model's state dict as numpy arrays, the evidence of each class row filled in from the contracts."""
+    arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+    evidence = arrays["class_rows.evidence"]
+    for row, name in enumerate(model.names):
+        evidence[row] = sum(c.classes[name].cases for c in contracts.values() if name in c.classes)
+    return arrays

@@ -1,0 +1,46 @@
+"""dsm-simulate: N sites on one machine, from data to report.
+
+dsm-simulate                                   generated sites, federated beside local-only training
+dsm-simulate compare=all sites=8 rounds=50     with pooled training and plain FedAvg beside it
+dsm-simulate sites_dir=DIR eval_dir=DIR        your own folders (MSD or nnU-Net layout)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from dsm_core.config import Config, ConfigError, compose_config, describe_config
+
+HELP = f"{__doc__}\nEvery key, with its default:\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of dsm-simulate; 0 when the report was written, 2 on bad input, 1 when the run failed."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if any(word in ("-h", "--help", "help") for word in words):
+        print(HELP + describe_config(Config()))
+        return 0
+    try:
+        config = compose_config(words)
+    except ConfigError as error:
+        print(f"dsm-simulate: {error}", file=sys.stderr)
+        return 2
+    print("dsm-simulate: loading PyTorch, MONAI and Flower ...", flush=True)
+    from dsm_core.data import DatalistError
+    from dsm_core.text_space import TextSpaceError
+    from server.exchange import FederationError
+    from simulations.results import RunFolderError
+    from simulations.sites import SitesError
+    from simulations.stages import simulate
+
+    try:
+        report = simulate(config, ["dsm-simulate", *words])
+    except (DatalistError, TextSpaceError, RunFolderError, SitesError, ConfigError) as error:
+        print(f"dsm-simulate: {error}", file=sys.stderr)
+        return 2
+    except FederationError as error:
+        print(f"dsm-simulate: the run failed: {error}", file=sys.stderr)
+        return 1
+    print("dry run: nothing trained, nothing written" if report is None else f"report: {report}")
+    return 0

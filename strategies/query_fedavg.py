@@ -1,0 +1,200 @@
+"""Query-aware federated averaging: class rows by evidence, shared tensors by a site weight.
+
+FedAvg (McMahan et al. 2017, arXiv:1602.05629) for the shared tensors; a class row is averaged over the sites that label
+its class, so a site without kidney masks never dilutes the kidney row. What must survive a crash is in `ServerState`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsm_core.config import ServerConfig
+from strategies import averaging, messages
+from strategies.refusal import UpdateRefused, validate_reference, validate_update
+
+if TYPE_CHECKING:
+    from dsm_core.data import LabelContract
+
+
+@dataclass(frozen=True)
+class SiteUpdate:
+    """What a site sent after its local training."""
+
+    site: str
+    arrays: dict[str, NDArray]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SiteFailure:
+    """A site that gave no update in this round, and why."""
+
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The whole state of the server between two rounds.
+
+    Attributes:
+        arrays: global tensors by name.
+        classes: names along axis 0 of the class rows.
+        round: rounds done.
+        momentum: velocity of the shared tensors, float64; empty without server momentum.
+        history: one JSON-able record a round.
+    """
+
+    arrays: dict[str, NDArray]
+    classes: tuple[str, ...]
+    round: int = 0
+    momentum: dict[str, NDArray] = field(default_factory=dict)
+    history: tuple[dict[str, Any], ...] = ()
+
+
+class QueryFedAvg:
+    """`init` and `apply`, as in FedJAX: state and answers in, next state out."""
+
+    def __init__(self, config: ServerConfig, contracts: Mapping[str, LabelContract]) -> None:
+        self.config = config
+        self.cases = {site: contracts[site].cases for site in sorted(contracts)}
+        self.evidence = {
+            site: {name: labelled.cases for name, labelled in contracts[site].classes.items()} for site in self.cases
+        }
+        self.weights = site_weights(config.site_weight, self.cases, self.evidence)
+
+    def init(self, arrays: Mapping[str, NDArray], classes: Sequence[str]) -> ServerState:
+        """State before round 1.
+
+        Raises:
+            ValueError: a tensor is not floating, class rows do not match the classes, or a site labels a class that
+                has no row.
+        """
+        validate_reference(arrays, len(classes))
+        rowless = sorted({name for held in self.evidence.values() for name in held} - set(classes))
+        if rowless:
+            raise ValueError(f"classes {rowless} are labelled at a site but have no row; put them in the text space")
+        return ServerState({key: arrays[key] for key in sorted(arrays)}, tuple(classes))
+
+    def apply(self, state: ServerState, answers: Iterable[SiteUpdate | SiteFailure]) -> ServerState:
+        """State after one more round.
+
+        Answers are taken as they arrive and added in the order of the sites' names, so the order of arrival does not
+        change a bit. An answer waits only while a site named before it is awaited. Refusals, failures and metrics are
+        in the last record of `history`; a round without any usable update leaves every tensor as it was.
+        """
+        config, sums = self.config, averaging.empty_sums(state.arrays, len(state.classes), self.config.class_rows)
+        accepted: dict[str, dict[str, Any]] = {}
+        refused: dict[str, str] = {}
+        failed: dict[str, str] = {}
+        for answer in in_site_order(answers, list(self.weights)):
+            if isinstance(answer, SiteFailure):
+                failed[answer.site] = answer.reason
+                continue
+            try:
+                validate_update(answer.site, answer.arrays, state.arrays, config.max_update_norm)
+                self._validate_metrics(answer, state)
+            except UpdateRefused as refusal:
+                refused[answer.site] = refusal.reason
+                continue
+            evidence = self._evidence_rows(answer.site, state.classes)
+            averaging.add_update(sums, state.arrays, answer.arrays, self.weights[answer.site], evidence)
+            accepted[answer.site] = answer.metrics
+
+        delta = averaging.shared_delta(sums, state.arrays)
+        step = config.server_lr
+        if config.server_step == "fedexp":
+            step = averaging.fedexp_step(sums, delta, upper=config.server_lr)
+        arrays, momentum = dict(state.arrays), state.momentum
+        if accepted:
+            shared, momentum = averaging.step_shared(state.arrays, delta, step, config.momentum, state.momentum)
+            rows = {
+                key: averaging.average_rows(total, sums.evidence, state.arrays[key], config.row_step)
+                for key, total in sums.rows.items()
+            }
+            arrays = {key: (shared | rows)[key] for key in state.arrays}
+        record = {
+            "round": state.round + 1,
+            "sites": sorted(accepted),
+            "refused": refused,
+            "failed": failed,
+            "server_step": step,
+            **self._pooled_metrics(accepted, state.classes),
+        }
+        return replace(state, arrays=arrays, momentum=momentum, round=state.round + 1, history=(*state.history, record))
+
+    def _evidence_rows(self, site: str, classes: Sequence[str]) -> NDArray:
+        return np.array([self.evidence[site].get(name, 0) for name in classes], np.float64)
+
+    def _validate_metrics(self, answer: SiteUpdate, state: ServerState) -> None:
+        losses = answer.metrics.get(messages.CLASS_LOSSES)
+        if losses is not None and len(losses) != len(state.classes):
+            raise UpdateRefused(
+                answer.site, f"{messages.CLASS_LOSSES} has {len(losses)} numbers, wanted {len(state.classes)}"
+            )
+
+    def _pooled_metrics(self, accepted: Mapping[str, dict[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
+        """Losses over the accepted sites: the whole loss by cases, a class's loss by its evidence."""
+        losses = {
+            site: metrics[messages.LOSS]
+            for site, metrics in accepted.items()
+            if np.isfinite(metrics.get(messages.LOSS, np.nan))
+        }
+        pooled: dict[str, Any] = {"loss": _weighted_mean([(self.cases[site], loss) for site, loss in losses.items()])}
+        by_class = {
+            name: _weighted_mean(
+                [
+                    (self.evidence[site].get(name, 0), metrics[messages.CLASS_LOSSES][row])
+                    for site, metrics in accepted.items()
+                    if messages.CLASS_LOSSES in metrics
+                ]
+            )
+            for row, name in enumerate(classes)
+        }
+        pooled["class_losses"] = {name: loss for name, loss in by_class.items() if loss is not None}
+        pooled["site_losses"] = losses
+        pooled["site_seconds"] = {
+            site: metrics[messages.SECONDS] for site, metrics in accepted.items() if messages.SECONDS in metrics
+        }
+        return pooled
+
+
+def site_weights(kind: str, cases: Mapping[str, int], evidence: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+    """Weight w_i of each site for the shared tensors.
+
+    Args:
+        kind: "cases" = its cases; "equal" = 1; "exclusive" = 1 + the number of classes labelled at no other site, so
+            that a small site is not drowned when it alone holds a class.
+    """
+    if kind == "cases":
+        return {site: float(count) for site, count in cases.items()}
+    if kind == "equal":
+        return dict.fromkeys(cases, 1.0)
+    held = {site: {name for name, count in evidence[site].items() if count > 0} for site in cases}
+    return {
+        site: 1.0 + len(held[site] - set().union(*(held[other] for other in held if other != site))) for site in cases
+    }
+
+
+def in_site_order(
+    answers: Iterable[SiteUpdate | SiteFailure], sites: Sequence[str]
+) -> Iterator[SiteUpdate | SiteFailure]:
+    """The answers in the order of `sites`, each released as soon as all sites before it have answered or failed."""
+    held: dict[str, SiteUpdate | SiteFailure] = {}
+    awaited = list(sites)
+    for answer in answers:
+        held[answer.site] = answer
+        while awaited and awaited[0] in held:
+            yield held.pop(awaited.pop(0))
+    yield from (held[site] for site in awaited if site in held)
+
+
+def _weighted_mean(pairs: Sequence[tuple[float, float]]) -> float | None:
+    usable = [(weight, value) for weight, value in pairs if weight > 0 and np.isfinite(value)]
+    total = sum(weight for weight, _ in usable)
+    return sum(weight * value for weight, value in usable) / total if total else None

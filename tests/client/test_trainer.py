@@ -1,0 +1,66 @@
+"""Local training: only the site's own class rows move, and a round can be repeated bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+
+from client.trainer import StepSeed, Trainer, learning_rate
+from dsm_core.classes import describe_class
+from dsm_core.config import ModelConfig, TextConfig, TrainConfig
+from dsm_core.data import PatchBatch
+from dsm_core.model import build_model
+from dsm_core.text_space import build_text_space
+
+SMALL = ModelConfig(widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 1, 1), decoder_width=16, query_width=16, mask_width=8)
+
+
+class Balls:
+    """Patches with a bright box that is the liver."""
+
+    def sample(self, generator: np.random.Generator, batch: int) -> PatchBatch:
+        image = torch.from_numpy(generator.normal(0.3, 0.05, (batch, 1, 16, 16, 16)).astype(np.float32))
+        image[:, :, 4:12, 4:12, 4:12] += 0.5
+        return PatchBatch(image, image > 0.6, torch.ones(batch, 1, dtype=torch.bool), ("liver",))
+
+
+@pytest.fixture
+def trainer() -> Trainer:
+    text = build_text_space([describe_class(name) for name in ("kidney", "liver")], TextConfig(encoder="offline"))
+    torch.manual_seed(0)
+    model = build_model(SMALL, text)
+    model.class_rows.evidence[:] = torch.tensor([2.0, 3.0])
+    return Trainer(model, text, TrainConfig(lr=5e-3, text_only=0.2), labelled=("liver",))
+
+
+def test_foreign_class_row_stays_as_it_came(trainer: Trainer) -> None:
+    trainer.steps(Balls(), 3, 1e-2, StepSeed(0, "site_a", 1))
+    rows = trainer.arrays()["class_rows.residual.weight"]
+    assert np.all(rows[trainer.model.names.index("kidney")] == 0)
+    assert np.any(rows[trainer.model.names.index("liver")] != 0)
+
+
+def test_loss_falls(trainer: Trainer) -> None:
+    first = trainer.steps(Balls(), 3, 5e-3, StepSeed(0, "site_a", 1))["loss"]
+    for round in range(2, 12):
+        last = trainer.steps(Balls(), 3, 5e-3, StepSeed(0, "site_a", round))["loss"]
+    assert last < 0.6 * first
+
+
+def test_round_repeats_bit_for_bit_from_arrays_and_moments(trainer: Trainer) -> None:
+    trainer.steps(Balls(), 2, 5e-3, StepSeed(0, "site_a", 1))
+    arrays, moments = trainer.arrays(), trainer.moments()
+    trainer.steps(Balls(), 2, 5e-3, StepSeed(0, "site_a", 2))
+    once = trainer.arrays()
+    trainer.steps(Balls(), 1, 5e-3, StepSeed(0, "site_a", 9))
+    trainer.load(arrays)
+    trainer.load_moments(moments)
+    trainer.steps(Balls(), 2, 5e-3, StepSeed(0, "site_a", 2))
+    again = trainer.arrays()
+    assert all(np.array_equal(once[name], again[name]) for name in once)
+
+
+def test_learning_rate_rises_then_falls_to_two_percent() -> None:
+    rates = [learning_rate(1.0, 0.1, round, 20) for round in range(1, 21)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[-1] == pytest.approx(0.02)
+    assert rates[1:] == sorted(rates[1:], reverse=True)

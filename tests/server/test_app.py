@@ -1,0 +1,102 @@
+"""The whole federation in process with an imitated training pass: enrolment, rounds, checkpoint, and honest failure."""
+
+import json
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import client.app as site_app
+from dsm_core.checkpoint import load_checkpoint
+from dsm_core.config import ConfigError
+from server.app import app
+from server.enrolment import ContractConflict
+from server.rounds import RoundError
+from simulations.grid import run_in_process
+
+
+def make_site(root, name, classes, declared=None):
+    """A site folder with one case that annotates all its classes."""
+    folder = root / name
+    for part, value in (("imagesTr", 40), ("labelsTr", 1)):
+        (folder / part).mkdir(parents=True)
+        nib.save(nib.Nifti1Image(np.full((4, 4, 4), value, np.int16), np.eye(4)), folder / part / "case_1.nii.gz")
+    content = {
+        "labels": {"0": "background"} | {f"{value}": name for value, name in enumerate(classes, start=1)},
+        "modality": {"0": "CT"},
+        "training": [{"image": "imagesTr/case_1.nii.gz", "label": "labelsTr/case_1.nii.gz"}],
+        "classes": declared or {},
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def sites(tmp_path):
+    return [make_site(tmp_path, "north", ["liver"]), make_site(tmp_path, "south", ["liver", "spleen"])]
+
+
+@pytest.fixture
+def training(monkeypatch):
+    """Every tensor moves by `change[site]` a round."""
+    change = {"north": 0.001, "south": 0.003}
+
+    def train_round(session, arrays, order):
+        moved = {name: array + np.float32(change[session.site]) for name, array in arrays.items()}
+        moved["class_rows.evidence"] = arrays["class_rows.evidence"]
+        return SimpleNamespace(arrays=moved, metrics={"loss": 1.0 / order.round, "num-cases": 1})
+
+    def site_session(folder, config, text):
+        nothing = {"optimizer_arrays": dict, "load_optimizer_arrays": lambda moments: None}
+        return SimpleNamespace(site=folder.name, **nothing)
+
+    monkeypatch.setattr(site_app, "site_session", site_session)
+    monkeypatch.setattr(site_app, "train_round", train_round)
+    return change
+
+
+def run(sites, out, *further):
+    overrides = f"rounds=2 sites={len(sites)} text.encoder=offline name=trial 'out={out}' " + " ".join(further)
+    return run_in_process(app, site_app.app, sites, {"overrides": overrides})
+
+
+def test_run_leaves_history_and_checkpoint(sites, training, tmp_path):
+    out = tmp_path / "with space"
+    run(sites, out)
+    history = [json.loads(line) for line in (out / "trial" / "history.jsonl").read_text().splitlines()]
+    assert [record["round"] for record in history] == [1, 2]
+    assert [record["loss"] for record in history] == [1.0, 0.5]
+    kept = load_checkpoint(out / "trial" / "checkpoints" / "last")
+    assert kept.text.names == ("liver", "spleen")
+    rows = kept.model.state_dict()
+    assert rows["class_rows.evidence"].tolist() == [2, 1]
+    np.testing.assert_allclose(rows["class_rows.residual.weight"][0], 0.004, rtol=1e-5)
+    np.testing.assert_allclose(rows["class_rows.residual.weight"][1], 0.006, rtol=1e-5)
+
+
+def test_every_site_failing_is_an_error_and_no_checkpoint(sites, training, tmp_path):
+    training.update(north=np.nan, south=np.inf)
+    with pytest.raises(RoundError, match=r"0 of 2 sites .*north: refused.*south: refused"):
+        run(sites, tmp_path)
+    assert not (tmp_path / "trial" / "checkpoints").exists()
+
+
+def test_conflict_is_reported_before_round_1(sites, training, tmp_path):
+    sites.append(make_site(tmp_path, "east", ["liver"], {"liver": {"kind": "lesion"}}))
+    with pytest.raises(ContractConflict, match=r"'liver' is lesion at east, organ at north and south"):
+        run(sites, tmp_path)
+    assert not (tmp_path / "trial" / "history.jsonl").exists()
+
+
+def test_relative_or_taken_result_folder_is_refused(sites, training, tmp_path):
+    with pytest.raises(ConfigError, match="out=runs is relative"):
+        run(sites, "runs")
+    (tmp_path / "trial").mkdir()
+    with pytest.raises(ConfigError, match="holds another run"):
+        run(sites, tmp_path)
+
+
+def test_mistyped_key_is_an_error(sites, training, tmp_path):
+    with pytest.raises(ConfigError, match="roundz"):
+        run(sites, tmp_path, "roundz=3")

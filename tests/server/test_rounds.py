@@ -1,0 +1,215 @@
+"""The round loop against sites that answer, fail, stay silent or lack the text space."""
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message
+from flwr.clientapp import ClientApp
+
+from dsm_core.classes import ClassKind
+from dsm_core.config import Config, ServerConfig
+from dsm_core.data import ClassContract, LabelContract
+from server.rounds import RoundError, run_rounds
+from simulations.grid import run_in_process
+from strategies import messages
+from strategies.query_fedavg import QueryFedAvg
+
+CLASSES = ("kidney", "liver")
+REFERENCE = {"class_rows.weight": np.zeros((2, 3), np.float32), "encoder": np.zeros(4, np.float32)}
+TEXT = SimpleNamespace(hash="bank-2", to_bytes=lambda: b"vectors")
+SITES = ("east", "north", "south", "west")
+
+
+def rounds_with(behave, rounds=2, sites=SITES, state=None, on_round=None, offline=(), **server):
+    """Run rounds in which site `i` answers `behave(site, request)`: an array to add, or an exception to send."""
+    app = ClientApp()
+    texts = dict.fromkeys(sites, TEXT.hash)
+
+    @app.train()
+    def train(message: Message, context) -> Message:
+        site = context.node_config["site-dir"]
+        request = messages.unpack_train(message.content)
+        if texts[site] != request.text_hash:
+            return messages.error_reply(messages.TEXT_CODE, "another text space", message)
+        change = behave(site, request, texts)
+        if isinstance(change, str):
+            return messages.error_reply(messages.FAULT_CODE, change, message)
+        arrays = {name: array + np.float32(change) for name, array in request.arrays.items()}
+        return Message(messages.pack_trained(arrays, {"loss": 1.0, "num-cases": 2}), reply_to=message)
+
+    @app.query("text")
+    def text(message: Message, context) -> Message:
+        texts[context.node_config["site-dir"]] = messages.unpack_text(message.content)[1]
+        return Message(messages.pack_text_receipt(TEXT.hash), reply_to=message)
+
+    contracts = {site: LabelContract(site, 2, {"liver": ClassContract(ClassKind.ORGAN, None, 2)}) for site in sites}
+    config = Config(rounds=rounds, server=ServerConfig(**{"round_timeout_s": 5, **server}))
+    fedavg = QueryFedAvg(config.server, contracts)
+
+    def serve(grid, context):
+        nodes = dict(zip(sites, grid.get_node_ids(), strict=True))
+        online = [node for site, node in nodes.items() if site not in offline]
+        grid.get_node_ids = lambda: online
+        start = fedavg.init(REFERENCE, CLASSES) if state is None else state
+        return run_rounds(grid, start, fedavg, config, nodes, TEXT, on_round)
+
+    return run_in_process(serve, app, list(sites), threads=2)
+
+
+def test_every_round_is_reported_and_rows_nobody_labels_stay():
+    seen = []
+    state = rounds_with(lambda *_: 1.0, rounds=3, on_round=lambda *event: seen.append(event))
+    assert [number for number, _, _ in seen] == [1, 2, 3]
+    assert seen[-1][2] is state
+    assert seen[0][1]["sites"] == list(SITES)
+    assert seen[0][1]["seconds"] > 0
+    np.testing.assert_array_equal(state.arrays["encoder"], np.full(4, 3, np.float32))
+    np.testing.assert_array_equal(state.arrays["class_rows.weight"], [[0, 0, 0], [3, 3, 3]])
+
+
+def test_nan_update_of_one_site_is_named_and_the_round_goes_on():
+    state = rounds_with(lambda site, *_: np.nan if site == "north" else 1.0, rounds=1)
+    assert list(state.history[0]["refused"]) == ["north"]
+    assert "NaN" in state.history[0]["refused"]["north"]
+    np.testing.assert_array_equal(state.arrays["encoder"], np.ones(4, np.float32))
+
+
+def test_failing_site_is_named_with_its_reason():
+    state = rounds_with(lambda site, *_: "disk full" if site == "west" else 1.0, rounds=1)
+    assert state.history[0]["failed"] == {"west": "disk full"}
+
+
+def test_every_site_failing_stops_the_run_with_every_reason():
+    with pytest.raises(RoundError, match=r"round 1: 0 of 4 sites") as error:
+        rounds_with(lambda site, *_: f"{site} is broken")
+    assert all(f"{site}: {site} is broken" in str(error.value) for site in SITES)
+    assert error.value.state.round == 0
+
+
+def test_below_quorum_stops_and_keeps_the_last_good_state():
+    def behave(site, request, _):
+        return 1.0 if request.order.round == 1 or site == "east" else np.inf
+
+    with pytest.raises(RoundError, match=r"round 2: 1 of 4 .* server.quorum wants 3.*north: refused") as error:
+        rounds_with(behave, quorum=0.75)
+    assert error.value.state.round == 1
+    np.testing.assert_array_equal(error.value.state.arrays["encoder"], np.ones(4, np.float32))
+
+
+def test_silent_site_is_named_at_the_deadline():
+    def behave(site, *_):
+        if site == "north":
+            time.sleep(2.0)
+        return 1.0
+
+    state = rounds_with(behave, rounds=1, round_timeout_s=0.4)
+    assert state.history[0]["failed"] == {"north": "no answer within 0.4 s"}
+    assert 0.3 < state.history[0]["seconds"] < 1.9
+    assert state.history[0]["sites"] == ["east", "south", "west"]
+
+
+def test_late_answer_does_not_enter_the_next_round():
+    def behave(site, request, _):
+        if site == "north" and request.order.round == 1:
+            time.sleep(1.2)
+            return 50.0
+        return 1.0
+
+    state = rounds_with(behave, rounds=2, round_timeout_s=1.0)
+    assert state.history[0]["failed"] == {"north": "no answer within 1 s"}
+    assert state.history[1]["sites"] == list(SITES)
+    np.testing.assert_array_equal(state.arrays["encoder"], np.full(4, 2, np.float32))
+
+
+def test_site_not_connected_is_named():
+    state = rounds_with(lambda *_: 1.0, rounds=1, offline=("south",))
+    assert state.history[0]["failed"] == {"south": "not connected"}
+
+
+def test_site_with_a_stale_text_space_is_sent_the_servers_and_trains():
+    asked = []
+
+    def behave(site, request, texts):
+        asked.append(site)
+        if request.order.round == 1 and site == "west":
+            texts[site] = "bank-1"
+        return 1.0
+
+    state = rounds_with(behave, rounds=2)
+    assert [record["sites"] for record in state.history] == [list(SITES)] * 2
+    assert asked.count("west") == 2
+
+
+def test_site_that_keeps_another_text_space_is_refused_once_and_named():
+    app = ClientApp()
+    deliveries = []
+
+    @app.train()
+    def train(message: Message, context) -> Message:
+        if context.node_config["site-dir"] == "west":
+            return messages.error_reply(messages.TEXT_CODE, "this site holds text space bank-1", message)
+        request = messages.unpack_train(message.content)
+        return Message(messages.pack_trained(request.arrays, {"loss": 1.0}), reply_to=message)
+
+    @app.query("text")
+    def text(message: Message, context) -> Message:
+        deliveries.append(context.node_config["site-dir"])
+        return Message(messages.pack_text_receipt("bank-1"), reply_to=message)
+
+    contracts = {site: LabelContract(site, 2, {"liver": ClassContract(ClassKind.ORGAN, None, 2)}) for site in SITES}
+    config = Config(rounds=1, server=ServerConfig(round_timeout_s=5))
+    fedavg = QueryFedAvg(config.server, contracts)
+    state = run_in_process(
+        lambda grid, _: run_rounds(
+            grid,
+            fedavg.init(REFERENCE, CLASSES),
+            fedavg,
+            config,
+            dict(zip(SITES, grid.get_node_ids(), strict=True)),
+            TEXT,
+        ),
+        app,
+        list(SITES),
+    )
+    assert state.history[0]["failed"] == {"west": "this site holds text space bank-1"}
+    assert deliveries == ["west"]
+
+
+def test_reply_without_an_update_is_a_failure():
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context) -> Message:
+        reply = Message(messages.pack_trained(REFERENCE, {"loss": 1.0}), reply_to=message)
+        if context.node_config["site-dir"] == "east":
+            reply.content = type(reply.content)({"order": ConfigRecord()})
+        return reply
+
+    contracts = {site: LabelContract(site, 2, {"liver": ClassContract(ClassKind.ORGAN, None, 2)}) for site in SITES}
+    config = Config(rounds=1)
+    fedavg = QueryFedAvg(config.server, contracts)
+    state = run_in_process(
+        lambda grid, _: run_rounds(
+            grid,
+            fedavg.init(REFERENCE, CLASSES),
+            fedavg,
+            config,
+            dict(zip(SITES, grid.get_node_ids(), strict=True)),
+            TEXT,
+        ),
+        app,
+        list(SITES),
+    )
+    assert "carries the records" in state.history[0]["failed"]["east"]
+
+
+def test_two_rounds_and_resume_equal_four():
+    def behave(site, request, _):
+        return np.random.default_rng([len(site), ord(site[0]), request.order.round]).normal()
+
+    whole = rounds_with(behave, rounds=4, momentum=0.5)
+    half = rounds_with(behave, rounds=2, momentum=0.5)
+    resumed = rounds_with(behave, rounds=4, momentum=0.5, state=half)
+    assert all(resumed.arrays[key].tobytes() == whole.arrays[key].tobytes() for key in whole.arrays)

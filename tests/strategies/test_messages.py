@@ -1,0 +1,97 @@
+"""Every message survives the way: packed, serialised as Flower does, unpacked."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+
+from dsm_core.config import Config, DataConfig, TrainConfig
+from strategies import messages
+
+ARRAYS = {
+    "encoder": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "step": np.array(3.0, np.float32),
+    "none": np.zeros((0, 4), np.float32),
+    "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+}
+ORDER = messages.TrainOrder(round=3, rounds=20, lr=2e-3, local_steps=5, seed=7)
+
+
+def sent(content):
+    return recorddict_from_proto(recorddict_to_proto(content))
+
+
+def assert_equal_arrays(found, wanted):
+    assert list(found) == list(wanted)
+    for name, array in wanted.items():
+        assert found[name].shape == array.shape
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].flags.writeable
+
+
+def test_train_round_trip():
+    config = messages.pack_config(Config(data=DataConfig(spacing_mm=(1, 2, 3)), train=TrainConfig(batch=7)))
+    request = messages.unpack_train(sent(messages.pack_train(messages.pack_arrays(ARRAYS), ORDER, "abc", config)))
+    assert_equal_arrays(request.arrays, ARRAYS)
+    assert request.order == ORDER
+    assert request.text_hash == "abc"
+    config = messages.unpack_config(request.config)
+    assert config.data.spacing_mm == (1, 2, 3)
+    assert config.train.batch == 7
+
+
+def test_update_round_trip_and_flowers_own_check_accepts_it():
+    from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
+
+    metrics = {messages.NUM_CASES: 12, messages.LOSS: 0.5, messages.CLASS_LOSSES: [0.0, 0.25, 0.75]}
+    content = sent(messages.pack_trained(ARRAYS, metrics))
+    validate_message_reply_consistency([content, content], messages.NUM_CASES, check_arrayrecord=True)
+    arrays, found = messages.unpack_trained(content)
+    assert_equal_arrays(arrays, ARRAYS)
+    assert found == metrics
+
+
+def test_unpacked_tensors_belong_to_the_reader():
+    record = messages.pack_arrays(ARRAYS)
+    messages.unpack_arrays(record)["encoder"][:] = 9
+    np.testing.assert_array_equal(messages.unpack_arrays(record)["encoder"], ARRAYS["encoder"])
+
+
+def test_enrol_text_and_contract_round_trip():
+    messages.unpack_enrol(sent(messages.pack_enrol()))
+    assert messages.unpack_contract(sent(messages.pack_contract({"site": "north"}))) == {"site": "north"}
+    assert messages.unpack_text(sent(messages.pack_text(b"\x00bank", "abc"))) == (b"\x00bank", "abc")
+    assert messages.unpack_text_receipt(sent(messages.pack_text_receipt("abc"))) == "abc"
+
+
+def test_no_path_of_the_server_travels():
+    assert "/secret" not in messages.pack_config(Config(out="/secret/runs", sites_dir="/secret/data"))
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "reason"),
+    [
+        (messages.unpack_enrol, RecordDict(), "'protocol' as int, found NoneType"),
+        (messages.unpack_enrol, RecordDict({"order": ConfigRecord({"protocol": 99})}), "server speaks protocol 99"),
+        (messages.unpack_contract, RecordDict({"order": ConfigRecord({"contract": "{"})}), "is no JSON"),
+        (messages.unpack_contract, RecordDict({"order": ConfigRecord({"contract": "[]"})}), "is a list"),
+        (messages.unpack_trained, RecordDict(), "carries the records 'arrays' and 'metrics'"),
+        (messages.unpack_text, RecordDict({"order": ConfigRecord({"text-space": "x"})}), "as bytes, found str"),
+    ],
+)
+def test_wrong_content_is_named(read, content, reason):
+    with pytest.raises(messages.MessageFault, match=reason):
+        read(content)
+
+
+def test_torn_tensor_is_a_fault():
+    record = messages.pack_arrays(ARRAYS)
+    record["encoder"].data = record["encoder"].data[:60]
+    with pytest.raises(messages.MessageFault, match="could not be read"):
+        messages.unpack_arrays(record)
+
+
+def test_unknown_knob_is_a_fault():
+    with pytest.raises(messages.MessageFault, match="other knobs"):
+        messages.unpack_config('{"model": {"depth": 3}, "data": {}, "train": {}}')
