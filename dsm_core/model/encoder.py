@@ -27,7 +27,7 @@ class Encoder(nn.Module):
         for stage, (width, blocks) in enumerate(zip(widths, mamba_blocks, strict=True)):
             down = ConvBlock(8, width) if stage == 0 else ConvBlock(widths[stage - 1], width, stride=2)
             local = [ConvBlock(width, width)] if stage == 0 else [ResidualBlock(width)]
-            mamba = [MambaBlock3d(width, state_size=state_size, backend=backend) for _ in range(blocks)]
+            mamba = [MambaBlock3d(width, state_size, is_reversed=i % 2 == 1, backend=backend) for i in range(blocks)]
             stages.append(nn.Sequential(down, *local, *mamba))
         self.stages = nn.ModuleList(stages)
 

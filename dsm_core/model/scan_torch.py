@@ -51,7 +51,7 @@ class _Block:
         return decay, state
 
     def reverse(self, dy: Tensor, C: Tensor, carry: Tensor) -> Tensor:
-        """Gradient of every state (S, B, D, N), g_t = dy_t C_t + a_(t+1) g_(t+1); `carry` is that product at borders."""
+        """Gradient of every state (S, B, D, N), g_t = dy_t C_t + a_(t+1) g_(t+1); `carry` that product at borders."""
         steps = dy.shape[0]
         gradient = torch.mul(dy.unsqueeze(-1), C.unsqueeze(-2), out=self.gradient[:steps])
         later = self.gradients[steps - 1].add_(carry)

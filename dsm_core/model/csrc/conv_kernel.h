@@ -59,6 +59,8 @@ INLINE void NAME(conv_backward_taps)(int64_t K, const conv_call *s, int64_t b, i
             const float *x = s->x + b * s->x_batch + c0;
             const vf *w = weights + g * K;
             vf bias = NAME(load)(s->bias + b * s->bias_batch + c0, lanes), *tail = tails + g * K, *now = dpre + K - 1;
+            vf recent_dbias = {0}, recent_dweight[MAX_TAPS];
+            memset(recent_dweight, 0, (size_t)K * sizeof(vf));
             memcpy(dpre, tail, (size_t)(K - 1) * sizeof(vf));
             for (int64_t i = 0; i < steps; i++) {
                 int64_t t = t0 + i;
@@ -66,13 +68,15 @@ INLINE void NAME(conv_backward_taps)(int64_t K, const conv_call *s, int64_t b, i
                 vf pre = NAME(convolve)(K, window, w, bias), gate = NAME(sigmoid)(pre);
                 vf dy = NAME(load)(s->dy + b * s->dy_batch + t * s->dy_step + c0, lanes);
                 now[i] = dy * (gate * (1.0f + pre * (1.0f - gate)));
-                dbias[g] += now[i];
-                for (int64_t k = 0; k < K; k++) dweight[g * K + k] += now[i] * window[k];
+                recent_dbias += now[i];
+                for (int64_t k = 0; k < K; k++) recent_dweight[k] += now[i] * window[k];
                 if (t < K - 1) continue;
                 vf dx = {0};
                 for (int64_t k = 0; k < K; k++) dx += w[k] * now[i - k];
                 NAME(store)(s->dx + out + (t - K + 1) * s->shape.channels, dx, lanes);
             }
+            dbias[g] += recent_dbias;
+            for (int64_t k = 0; k < K; k++) dweight[g * K + k] += recent_dweight[k];
             memmove(tail, dpre + steps, (size_t)(K - 1) * sizeof(vf));
         }
     }

@@ -153,13 +153,14 @@ static TARGET void NAME(scan_backward_tile)(const void *call, int64_t b, int64_t
     const scan_call *s = call;
     const int64_t N = s->states, groups = last - first, L = s->shape.length;
     vf *rates = memory, *carry = rates + groups * N, *dA = carry + groups * N, *dD = dA + groups * N;
-    NAME(work) w = {.decayed = dD + groups};
+    vf *recent_dA = dD + groups, *recent_dD = recent_dA + groups * N; /* added to dA and dD every RECENT blocks */
+    NAME(work) w = {.decayed = recent_dD + groups};
     w.decay_minus_one = w.decayed + BLOCK * N;
     w.dB = w.decay_minus_one + BLOCK * N;
     w.dC = w.dB + ROWS(N);
     NAME(inputs) in;
     vf y[BLOCK], dy[BLOCK], dx[BLOCK], dexponent[BLOCK];
-    memset(carry, 0, (size_t)(groups * (2 * N + 1)) * sizeof(vf));
+    memset(carry, 0, (size_t)(groups * (3 * N + 2)) * sizeof(vf));
     for (int64_t g = 0; g < groups; g++) {
         int64_t c0 = (first + g) * WIDTH;
         NAME(read_rates)(s, b, c0, LANES(s, c0), rates + g * N);
@@ -171,7 +172,7 @@ static TARGET void NAME(scan_backward_tile)(const void *call, int64_t b, int64_t
         for (int64_t g = 0; g < groups; g++) {
             int64_t c0 = (first + g) * WIDTH, lanes = LANES(s, c0), out0 = (b * L + t0) * s->shape.channels + c0;
             const float *start = s->starts + START(s, b, t0 / BLOCK, first + g);
-            w.rates = rates + g * N, w.carry = carry + g * N, w.dA = dA + g * N;
+            w.rates = rates + g * N, w.carry = carry + g * N, w.dA = recent_dA + g * N;
             NAME(read_inputs)(s, b, t0, steps, c0, lanes, &in);
             if (N == 16)
                 NAME(recompute_block)(16, s, steps, B, C, &in, start, w, y);
@@ -187,7 +188,7 @@ static TARGET void NAME(scan_backward_tile)(const void *call, int64_t b, int64_t
                     NAME(store)(s->dz + out0 + t * s->shape.channels, dz, lanes);
                     dy[t] *= z * gate;
                 }
-                dD[g] += dy[t] * in.u[t];
+                recent_dD[g] += dy[t] * in.u[t];
             }
             if (N == 16)
                 NAME(reverse_block)(16, s, steps, B, C, &in, w, dy, dx, dexponent);
@@ -203,6 +204,10 @@ static TARGET void NAME(scan_backward_tile)(const void *call, int64_t b, int64_t
             int64_t rows = steps * N - i < WIDTH ? steps * N - i : WIDTH;
             NAME(store)(s->dB + part + i, NAME(row_sums)(w.dB + i), rows);
             NAME(store)(s->dC + part + i, NAME(row_sums)(w.dC + i), rows);
+        }
+        if (t0 / BLOCK % RECENT == 0) {
+            for (int64_t i = 0; i < groups * (N + 1); i++) dA[i] += recent_dA[i];
+            memset(recent_dA, 0, (size_t)(groups * (N + 1)) * sizeof(vf));
         }
     }
     for (int64_t g = 0; g < groups; g++) {

@@ -17,6 +17,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define BLOCK 8        /* steps between kept states: a block's work space must fit the first-level cache (measured) */
+#define RECENT 32      /* blocks summed on their own first: one long sum would lose digits in a long sequence */
 #define CONV_BLOCK 32  /* steps of one channel group before the next: rows stay in the cache meanwhile */
 #define MAX_STATES 256 /* N */
 #define MAX_TAPS 16    /* K */
@@ -218,7 +219,7 @@ EXPORT int scan_forward(scan_call *s) {
 
 EXPORT int scan_backward(scan_call *s) {
     if (s->states > MAX_STATES) return 2;
-    return run(SCAN_BACKWARD, s, &s->shape, 3 * s->states + 1, 2 * BLOCK * s->states + 2 * ROWS(s->states));
+    return run(SCAN_BACKWARD, s, &s->shape, 4 * s->states + 2, 2 * BLOCK * s->states + 2 * ROWS(s->states));
 }
 
 EXPORT int conv_forward(conv_call *s) {

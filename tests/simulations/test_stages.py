@@ -1,0 +1,87 @@
+"""The main job, tiny: sites on disk, rounds through Flower's apps, baselines, matrix, report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsm_core.checkpoint import load_checkpoint
+from simulations.run import main
+
+SMALL = [
+    "sites=2", "rounds=2", "train.local_steps=1", "train.batch=1", "phantom.cases=2", "phantom.held_out=1",
+    "data.spacing_mm=[8,8,8]", "data.patch=[32,32,32]", "model.widths=[8,8,16,16]", "model.mamba_blocks=[0,0,0,1]",
+    "model.decoder_width=16", "model.query_width=16", "model.mask_width=8", "threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    assert main([*SMALL, f"out={root}", "name=tiny", "compare=all"]) == 0
+    return root
+
+
+def test_matrix_has_every_method_site_and_class_with_its_status(out: Path) -> None:
+    rows = json.loads((out / "tiny" / "matrix.json").read_text())
+    assert {row["method"] for row in rows} == {"federated", "fedavg", "local", "pooled"}
+    cells = {(row["method"], row["site"], row["class"]) for row in rows}
+    assert len(cells) == len(rows) == 4 * 2 * 11
+    status = {(row["site"], row["class"]): row["status"] for row in rows}
+    assert status["site_a", "kidney tumor"] == "local"
+    assert status["site_b", "kidney tumor"] == "foreign"
+    assert {status[site, "spleen tumor"] for site in ("site_a", "site_b")} == {"unseen"}
+
+
+def test_methods_take_the_same_number_of_steps(out: Path) -> None:
+    info = json.loads((out / "tiny" / "run.json").read_text())
+    assert {method["steps_total"] for method in info["methods"].values()} == {2 * 1 * 2}
+    lines = [json.loads(line) for line in (out / "tiny" / "history.jsonl").read_text().splitlines()]
+    rounds = {method: sum(line["method"] == method for line in lines) for method in info["methods"]}
+    assert rounds == {"federated": 2, "fedavg": 2, "local": 4, "pooled": 4}
+    assert info["finished"] is True
+    assert "not CLIP" in info["text_encoder"]
+
+
+def test_report_and_checkpoints_are_written(out: Path) -> None:
+    report = (out / "tiny" / "report.html").read_text()
+    assert "spleen tumor" in report
+    assert "<script src" not in report
+    for name in ("last", "best"):
+        checkpoint = load_checkpoint(out / "tiny" / "checkpoints" / name)
+        assert "kidney tumor" in checkpoint.text.names
+        assert checkpoint.model.class_rows.evidence.sum() > 0
+
+
+def test_same_seed_gives_the_same_model_bit_for_bit(out: Path) -> None:
+    assert main([*SMALL, f"out={out}", "name=again", "compare=none"]) == 0
+    once, again = ((out / name / "checkpoints/last/model.safetensors").read_bytes() for name in ("tiny", "again"))
+    assert once == again
+
+
+def test_run_folder_is_never_overwritten(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, f"out={out}", "name=tiny"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("round=3", "round"),
+        ("sites=0", "sites wants at least 1"),
+        ("sites_dir=nowhere", "is no folder"),
+        ("train.lr=-1", "positive"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(
+    word: str, wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word, f"out={tmp_path / 'runs'}"]) == 2
+    assert wanted in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_trains_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, f"out={out}", "name=dry", "dry_run=true"]) == 0
+    assert "site_b" in capsys.readouterr().out
+    assert not (out / "dry").exists()
