@@ -30,7 +30,7 @@ class Session(Protocol):
 
     def optimizer_arrays(self) -> dict[str, NDArray]: ...
 
-    def load_optimizer_arrays(self, moments: dict[str, NDArray]) -> None: ...
+    def load_optimizer_arrays(self, moments: dict[str, NDArray], steps: int = 0) -> None: ...
 
 
 def keep_text(context: Context, content: bytes, stated_hash: str) -> str:
@@ -67,20 +67,26 @@ def kept_text(context: Context, wanted_hash: str) -> TextSpace:
 
 
 def recall_moments(context: Context, session: Session, order: TrainOrder) -> None:
-    """Give the session the moments that this site ended its last round with; none at the beginning of a run."""
+    """Give the session the moments that this site ended its last round with; none at the beginning of a run.
+
+    Moments that travel with the tensors are not kept here.
+    """
+    if order.share_moments:
+        return
     record = context.state.config_records.get(STAMP)
-    stamp = str(record[STAMP]) if record is not None and order.keep_optimizer else ""
+    stamp = str(record[STAMP]) if record is not None else ""
     # Optimiser state in the session of another process, or of an earlier run in this one, is not this run's.
     if stamp and stamp == vars(session).get(STAMP):
         return
-    session.load_optimizer_arrays(unpack_arrays(context.state.array_records[MOMENTS]) if stamp else {})
+    moments = unpack_arrays(context.state.array_records[MOMENTS]) if stamp else {}
+    session.load_optimizer_arrays(moments, steps=(order.round - 1) * order.local_steps)
     vars(session)[STAMP] = stamp
 
 
 def keep_moments(context: Context, session: Session, order: TrainOrder) -> None:
     """Keep the session's moments for the next round of this run."""
     vars(session)[STAMP] = stamp = secrets.token_hex(8)
-    if order.keep_optimizer:
+    if not order.share_moments:
         context.state[MOMENTS] = pack_arrays(session.optimizer_arrays())
         context.state[STAMP] = ConfigRecord({STAMP: stamp})
 

@@ -17,8 +17,10 @@ from dsm_core.data import PatchBatch
 from dsm_core.losses import dsm_loss
 from dsm_core.model import DSM, QueryDropout, QuerySet
 from dsm_core.text_space import TextSpace
+from strategies.averaging import MOMENT
 
 Arrays = dict[str, np.ndarray]
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Sampler(Protocol):
@@ -65,6 +67,8 @@ class Trainer:
             betas=(0.9, 0.99),
             fused=True,
         )
+        names = {id(tensor): name for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        self._keys = {names[id(parameter)]: parameter for parameter in self.model.parameters()}
         foreign = [i for i, name in enumerate(self.model.names) if name not in self.labelled]
         self._foreign = torch.tensor(foreign, dtype=torch.long)
         self._rows = rows
@@ -90,9 +94,11 @@ class Trainer:
         loss, parts = dsm_loss(output, queries, batch.masks, batch.annotated, self.text.vectors)
         self.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
+        for parameter in self.model.parameters():
+            if parameter.grad is None:  # a part that this site's classes do not use: its moments still move it
+                parameter.grad = torch.zeros_like(parameter)
         for row in self._rows:
-            if row.grad is not None:
-                row.grad[self._foreign] = 0.0
+            row.grad[self._foreign] = 0.0  # type: ignore[index]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         return {"loss": loss.mean().item(), **{name: part.mean().item() for name, part in parts.items()}}
@@ -105,29 +111,30 @@ class Trainer:
     def load(self, arrays: Arrays) -> None:
         """Take over the tensors of a state dict; the arrays are copied."""
         self._query_sets.clear()
-        self.model.load_state_dict({name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
+        tensors = {name: torch.from_numpy(np.asarray(a)) for name, a in arrays.items() if MOMENT not in name}
+        self.model.load_state_dict(tensors)
 
     def arrays(self) -> Arrays:
         """The model's state dict as arrays of its own."""
         return model_arrays(self.model)
 
     def moments(self) -> Arrays:
-        """AdamW's moments by parameter name, empty before the first step."""
-        kept = {}
-        for name, parameter in self.model.named_parameters():
-            for kind, value in self.optimizer.state.get(parameter, {}).items():
-                kept[f"{kind}/{name}"] = value.numpy().copy()
-        return kept
+        """AdamW's moments as `KEY@exp_avg` and `KEY@exp_avg_sq`, KEY of the state dict; empty before the first step."""
+        return {
+            f"{key}{MOMENT}{kind}": state[kind].numpy().copy()
+            for key, parameter in self._keys.items()
+            if (state := self.optimizer.state.get(parameter))
+            for kind in MOMENTS
+        }
 
-    def load_moments(self, moments: Arrays) -> None:
-        """Go on with these moments; empty ones begin anew."""
+    def load_moments(self, moments: Arrays, steps: int) -> None:
+        """Go on with these moments after `steps` optimiser steps; empty ones begin anew."""
         self.optimizer.state.clear()
-        for name, parameter in self.model.named_parameters():
-            kinds = ("step", "exp_avg", "exp_avg_sq")
-            if f"exp_avg/{name}" in moments:
-                self.optimizer.state[parameter] = {
-                    kind: torch.from_numpy(np.array(moments[f"{kind}/{name}"])) for kind in kinds
-                }
+        for key, parameter in self._keys.items():
+            if f"{key}{MOMENT}{MOMENTS[0]}" in moments:
+                state = {kind: torch.from_numpy(np.array(moments[f"{key}{MOMENT}{kind}"])) for kind in MOMENTS}
+                state["exp_avg_sq"].clamp_(min=0)
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **state}
 
 
 def model_arrays(model: DSM) -> Arrays:

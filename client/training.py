@@ -41,9 +41,9 @@ class SiteSession:
         """The optimiser's moments, to be kept at the site between rounds."""
         return self.trainer.moments()
 
-    def load_optimizer_arrays(self, moments: Arrays) -> None:
-        """Go on with these moments; empty ones begin anew."""
-        self.trainer.load_moments(moments)
+    def load_optimizer_arrays(self, moments: Arrays, steps: int = 0) -> None:
+        """Go on with these moments after so many optimiser steps; empty ones begin anew."""
+        self.trainer.load_moments(moments, steps)
 
 
 def site_session(site_dir: Path | str, config: Config, text: TextSpace) -> SiteSession:
@@ -84,6 +84,8 @@ def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder) -> Trai
     started = time.perf_counter()
     trainer = session.trainer
     trainer.load(arrays)
+    if order.share_moments:
+        trainer.load_moments(arrays, steps=(order.round - 1) * order.local_steps)
     rate = learning_rate(order.lr, trainer.config.warmup, order.round, order.rounds)
     seed = StepSeed(order.seed, session.datalist.site, order.round)
     losses = trainer.steps(session.sampler, order.local_steps, rate, seed)
@@ -92,4 +94,4 @@ def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder) -> Trai
         LOSS: losses["loss"],
         SECONDS: time.perf_counter() - started,
     }
-    return TrainResult(trainer.arrays(), metrics)
+    return TrainResult(trainer.arrays() | (trainer.moments() if order.share_moments else {}), metrics)

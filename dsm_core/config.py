@@ -55,7 +55,8 @@ class DataConfig:
     held_out: float = 0.0  # share of a site's cases kept out of training, for scoring
 
     def __post_init__(self) -> None:
-        self.spacing_mm, self.intensity_hu, self.patch = map(tuple, (self.spacing_mm, self.intensity_hu, self.patch))
+        self.spacing_mm, self.intensity_hu = tuple(self.spacing_mm), tuple(self.intensity_hu)
+        self.patch = tuple(self.patch)
         _require(
             len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0,
             f"data.spacing_mm wants three positive lengths in mm, found {self.spacing_mm}",
@@ -99,6 +100,7 @@ class ServerConfig:
 
     site_weight: str = "equal"  # cases | equal | exclusive: shared tensors are averaged by this
     class_rows: str = "evidence"  # evidence | shared (plain FedAvg treats them like any tensor)
+    moments: str = "shared"  # shared | local: AdamW's moments are averaged with the tensors, or stay at each site
     row_step: float = 1.0  # step of a class row towards its labelling sites' average
     server_step: str = "fixed"  # fixed | fedexp
     server_lr: float = 1.0  # step of the shared tensors; the upper bound of the step under fedexp
@@ -113,6 +115,7 @@ class ServerConfig:
             f"server.site_weight wants one of {SITE_WEIGHTS}, found {self.site_weight!r}",
         )
         _require(self.class_rows in ("evidence", "shared"), "server.class_rows wants evidence or shared")
+        _require(self.moments in ("shared", "local"), "server.moments wants shared or local")
         _require(self.server_step in ("fixed", "fedexp"), "server.server_step wants fixed or fedexp")
         _require(0 < self.quorum <= 1, f"server.quorum wants a share in (0, 1], found {self.quorum}")
         _require(self.round_timeout_s > 0, "server.round_timeout_s wants seconds above 0")

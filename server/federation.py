@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from dsm_core.model import DSM, build_model
 from dsm_core.text_space import TextSpace, build_text_space
 from server.enrolment import deliver_text, enrol, wait_for_sites
 from server.rounds import OnRound, run_rounds
+from strategies.averaging import MOMENT
 from strategies.query_fedavg import QueryFedAvg, ServerState
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,8 @@ class Federation:
 
     def model_of(self, state: ServerState) -> DSM:
         """The global model in a state, ready to predict; one object, filled anew at every call."""
-        self.model.load_state_dict({name: torch.from_numpy(array) for name, array in state.arrays.items()})
+        tensors = {name: torch.from_numpy(array) for name, array in state.arrays.items() if MOMENT not in name}
+        self.model.load_state_dict(tensors)
         return self.model.eval()
 
 
@@ -78,7 +81,10 @@ def open_federation(
     torch.manual_seed(config.seed)
     model = build_model(config.model, text)
     strategy = QueryFedAvg(config.server, enrolment.contracts)
-    state = strategy.init(first_arrays(model, enrolment.contracts), text.names)
+    arrays = first_arrays(model, enrolment.contracts)
+    if config.server.moments == "shared":
+        arrays |= first_moments(model)
+    state = strategy.init(arrays, text.names)
     return Federation(config, enrolment.nodes, enrolment.contracts, text, model, strategy, state)
 
 
@@ -89,3 +95,13 @@ def first_arrays(model: DSM, contracts: Mapping[str, LabelContract]) -> dict[str
     for row, name in enumerate(model.names):
         evidence[row] = sum(c.classes[name].cases for c in contracts.values() if name in c.classes)
     return arrays
+
+
+def first_moments(model: DSM) -> dict[str, NDArray]:
+    """AdamW's moments before the first step: zeros beside every trained tensor."""
+    trained = {key: tensor for key, tensor in model.state_dict(keep_vars=True).items() if tensor.requires_grad}
+    return {
+        f"{key}{MOMENT}{kind}": np.zeros(tensor.shape, np.float32)
+        for kind in ("exp_avg", "exp_avg_sq")
+        for key, tensor in trained.items()
+    }

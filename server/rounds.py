@@ -74,9 +74,10 @@ def ask_sites(
     order = messages.TrainOrder(
         round=state.round + 1,
         rounds=config.rounds,
-        lr=config.train.lr,
+        lr=site_rate(config, len(nodes)),
         local_steps=config.train.local_steps,
         seed=config.seed,
+        share_moments=config.server.moments == "shared",
     )
     content = messages.pack_train(messages.pack_arrays(state.arrays), order, text.hash, messages.pack_config(config))
     sites = {node: site for site, node in nodes.items()}
@@ -103,6 +104,15 @@ def ask_sites(
     yield from (
         SiteFailure(sites[node], f"no answer within {config.server.round_timeout_s:g} s") for node in exchange.awaited
     )
+
+
+def site_rate(config: Config, sites: int) -> float:
+    """Base learning rate at a site.
+
+    With shared moments a round is a batch of all sites, so the rate grows with the square root of their number
+    (Malladi et al. 2022, arXiv:2205.10287); with local moments each site steps for itself.
+    """
+    return config.train.lr * (math.sqrt(sites) if config.server.moments == "shared" else 1.0)
 
 
 def _below_quorum(record: Mapping[str, Any], asked: int, needed: int) -> str:

@@ -121,7 +121,13 @@ def find_sites(config: Config) -> Sites:
 def plain_fedavg(config: Config) -> Any:
     """FedAvg as published (McMahan et al. 2017): every tensor averaged by cases, server step 1, no momentum."""
     return replace(
-        config.server, site_weight="cases", class_rows="shared", server_step="fixed", server_lr=1.0, momentum=0.0
+        config.server,
+        site_weight="cases",
+        class_rows="shared",
+        moments="local",
+        server_step="fixed",
+        server_lr=1.0,
+        momentum=0.0,
     )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray]
 CLASS_ROWS = "class_rows."
+MOMENT = "@"  # `KEY@exp_avg` is a moment of the tensor KEY: averaged like it, never stepped by the server
 
 
 @dataclass
@@ -64,8 +65,9 @@ def add_update(sums: Sums, reference: Arrays, arrays: Arrays, weight: float, evi
     for key, total in sums.shared.items():
         theta = arrays[key].astype(np.float64)
         total += weight * theta
-        theta -= reference[key]
-        sums.square_norm += weight * _square_norm(theta)
+        if MOMENT not in key:
+            theta -= reference[key]
+            sums.square_norm += weight * _square_norm(theta)
     for key, total in sums.rows.items():
         total += _along_rows(evidence, total) * arrays[key]
     sums.weight += weight
@@ -107,21 +109,24 @@ def fedexp_step(sums: Sums, delta: Arrays, upper: float, epsilon: float = 1e-3) 
     if sums.weight <= 0:
         return min(1.0, upper)
     spread = sums.square_norm / sums.weight
-    mean = sum(_square_norm(value) for value in delta.values())
+    mean = sum(_square_norm(value) for key, value in delta.items() if MOMENT not in key)
     return min(max(1.0, spread / (2 * (mean + epsilon))), upper)
 
 
 def step_shared(
     reference: Arrays, delta: Arrays, step: float, momentum: float = 0.0, velocity: Arrays | None = None
 ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
-    """Shared tensors after one round and the velocity to hand to the next: v' = momentum v + delta; theta + step v'."""
+    """Shared tensors after one round and the velocity to hand to the next: v' = momentum v + delta; theta + step v'.
+
+    A site optimiser's moments become their plain average.
+    """
     previous = velocity or {}
     moved = {key: momentum * previous[key] + value if key in previous else value for key, value in delta.items()}
     arrays = {
-        key: (reference[key].astype(np.float64) + step * value).astype(reference[key].dtype)
+        key: (reference[key].astype(np.float64) + (1.0 if MOMENT in key else step) * value).astype(reference[key].dtype)
         for key, value in moved.items()
     }
-    return arrays, (moved if momentum else {})
+    return arrays, ({key: value for key, value in moved.items() if MOMENT not in key} if momentum else {})
 
 
 def _along_rows(weights: NDArray, rows: NDArray) -> NDArray:

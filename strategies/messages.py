@@ -63,7 +63,7 @@ class TrainOrder:
         rounds: of the whole run.
         lr: base learning rate; the site derives the round's rate from round, rounds and its TrainConfig.
         seed: of the run.
-        keep_optimizer: optimiser moments live on at the site between rounds.
+        share_moments: AdamW's moments travel with the tensors; otherwise they live on at the site between rounds.
     """
 
     round: int
@@ -71,7 +71,7 @@ class TrainOrder:
     lr: float
     local_steps: int
     seed: int
-    keep_optimizer: bool = True
+    share_moments: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def unpack_train(content: RecordDict) -> TrainRequest:
         lr=_value(content, "lr", float),
         local_steps=_value(content, "local_steps", int),
         seed=_value(content, "seed", int),
-        keep_optimizer=_value(content, "keep_optimizer", bool),
+        share_moments=_value(content, "share_moments", bool),
     )
     if ARRAYS not in content.array_records:
         raise MessageFault(f"a train order carries the record {ARRAYS!r}; found {sorted(content)}")

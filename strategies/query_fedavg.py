@@ -114,7 +114,9 @@ class QueryFedAvg:
         if accepted:
             shared, momentum = averaging.step_shared(state.arrays, delta, step, config.momentum, state.momentum)
             rows = {
-                key: averaging.average_rows(total, sums.evidence, state.arrays[key], config.row_step)
+                key: averaging.average_rows(
+                    total, sums.evidence, state.arrays[key], 1.0 if averaging.MOMENT in key else config.row_step
+                )
                 for key, total in sums.rows.items()
             }
             arrays = {key: (shared | rows)[key] for key in state.arrays}

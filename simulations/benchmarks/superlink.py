@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,11 +149,10 @@ def _stop(process: subprocess.Popen[bytes], home: Path) -> None:
     """End the SuperLink, wait for what it started to follow, then end what has not."""
     process.terminate()
     for sent in (None, signal.SIGTERM, signal.SIGKILL):
-        for pid in processes_of(home) if sent else ():
-            try:
-                os.kill(pid, sent)
-            except ProcessLookupError:
-                continue
+        for pid in processes_of(home):
+            with suppress(ProcessLookupError):
+                if sent is not None:
+                    os.kill(pid, sent)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while time.monotonic() < deadline:
             if process.poll() is not None and not processes_of(home):

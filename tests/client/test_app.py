@@ -55,8 +55,8 @@ def ask(context, content, kind):
     return porter.app(message, context)
 
 
-def order(text_hash, round=1, keep_optimizer=True):
-    wanted = messages.TrainOrder(round, 9, 1e-3, 5, 0, keep_optimizer)
+def order(text_hash, round=1, share_moments=False):
+    wanted = messages.TrainOrder(round, 9, 1e-3, 5, 0, share_moments)
     return messages.pack_train(messages.pack_arrays(ARRAYS), wanted, text_hash, messages.pack_config(Config()))
 
 
@@ -69,7 +69,7 @@ class FakeSession:
     def optimizer_arrays(self):
         return {"passes": np.array([self.passes])}
 
-    def load_optimizer_arrays(self, moments):
+    def load_optimizer_arrays(self, moments, steps=0):
         self.passes = float(moments["passes"][0]) if moments else 0.0
 
 
@@ -166,11 +166,12 @@ def test_new_run_begins_without_the_moments_of_the_last(folder, bank, processes)
         assert passes(ask(context, order(bank.hash, 2), messages.TRAIN)) == 2
 
 
-def test_moments_are_dropped_when_the_server_asks(folder, bank, processes):
+def test_moments_that_travel_are_not_kept_at_the_site(folder, bank, processes):
     context = node(folder)
     deliver(context, bank)
     for round in (1, 2):
-        assert passes(ask(context, order(bank.hash, round, keep_optimizer=False), messages.TRAIN)) == 1
+        ask(context, order(bank.hash, round, share_moments=True), messages.TRAIN)
+    assert not context.state.array_records
 
 
 def test_node_without_a_folder_says_how_to_name_one():

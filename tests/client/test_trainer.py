@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.trainer import StepSeed, Trainer, learning_rate
+from client.trainer import MOMENTS, StepSeed, Trainer, learning_rate
 from dsm_core.classes import describe_class
 from dsm_core.config import ModelConfig, TextConfig, TrainConfig
 from dsm_core.data import PatchBatch
@@ -53,7 +53,7 @@ def test_round_repeats_bit_for_bit_from_arrays_and_moments(trainer: Trainer) -> 
     once = trainer.arrays()
     trainer.steps(Balls(), 1, 5e-3, StepSeed(0, "site_a", 9))
     trainer.load(arrays)
-    trainer.load_moments(moments)
+    trainer.load_moments(moments, steps=2)
     trainer.steps(Balls(), 2, 5e-3, StepSeed(0, "site_a", 2))
     again = trainer.arrays()
     assert all(np.array_equal(once[name], again[name]) for name in once)
@@ -64,3 +64,16 @@ def test_learning_rate_rises_then_falls_to_two_percent() -> None:
     assert rates[:2] == [0.5, 1.0]
     assert rates[-1] == pytest.approx(0.02)
     assert rates[1:] == sorted(rates[1:], reverse=True)
+
+
+def test_moments_that_travel_with_the_tensors_go_on_as_if_nothing_had_happened(trainer: Trainer) -> None:
+    start = trainer.arrays()
+    trainer.steps(Balls(), 2, 5e-3, StepSeed(0, "site_a", 1))
+    arrays, moments = trainer.arrays(), trainer.moments()
+    trainer.steps(Balls(), 2, 5e-3, StepSeed(0, "site_a", 2))
+    whole = trainer.arrays()
+    assert set(moments) == {f"{key}@{kind}" for key in start if "evidence" not in key for kind in MOMENTS}
+    trainer.load(arrays | moments)
+    trainer.load_moments(arrays | moments, steps=2)
+    trainer.steps(Balls(), 2, 5e-3, StepSeed(0, "site_a", 2))
+    assert all(np.array_equal(whole[name], array) for name, array in trainer.arrays().items())

@@ -48,7 +48,7 @@ def training(monkeypatch):
         return SimpleNamespace(arrays=moved, metrics={"loss": 1.0 / order.round, "num-cases": 1})
 
     def site_session(folder, config, text):
-        nothing = {"optimizer_arrays": dict, "load_optimizer_arrays": lambda moments: None}
+        nothing = {"optimizer_arrays": dict, "load_optimizer_arrays": lambda moments, steps=0: None}
         return SimpleNamespace(site=folder.name, **nothing)
 
     monkeypatch.setattr(site_app, "site_session", site_session)

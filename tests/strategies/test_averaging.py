@@ -116,3 +116,16 @@ def test_streaming_equals_one_shot():
         once = np.average([update["class_rows.b"][c] for update in updates], axis=0, weights=evidence[:, c])
         np.testing.assert_allclose(rows[c], once, rtol=1e-6)
     assert not rows[3].any()
+
+
+def test_moments_are_averaged_and_never_stepped():
+    reference = {"encoder": np.array([1.0], np.float32), "encoder@exp_avg_sq": np.array([4.0], np.float32)}
+    sums = averaging.empty_sums(reference, 1)
+    for shift in (1.0, 3.0):
+        site = {"encoder": reference["encoder"] + shift, "encoder@exp_avg_sq": reference["encoder@exp_avg_sq"] - shift}
+        averaging.add_update(sums, reference, {k: v.astype(np.float32) for k, v in site.items()}, 1.0, np.zeros(1))
+    assert sums.square_norm == pytest.approx(1.0 + 9.0)
+    arrays, velocity = averaging.step_shared(reference, averaging.shared_delta(sums, reference), 3.0, momentum=0.5)
+    assert arrays["encoder"] == pytest.approx(1 + 3 * 2)
+    assert arrays["encoder@exp_avg_sq"] == pytest.approx(2.0)
+    assert list(velocity) == ["encoder"]
