@@ -24,13 +24,15 @@ class LossWeights:
     grouping: float = 0.3
     presence: float = 0.1
     text: float = 0.05
+    lesion: float = 2.0  # of a lesion's mask, against 1 of an organ's
 
 
 def mask_losses(logits: Tensor, masks: Tensor, annotated: Tensor) -> tuple[Tensor, Tensor]:
     """Soft Dice loss (Milletari et al. 2016) where the class is present, and cross-entropy, on annotated classes only.
 
     Args:
-        logits: (B, K, X, Y, Z). masks: (B, K, X, Y, Z) in {0, 1}. annotated: (B, K) in {0, 1}.
+        logits: (B, K, X, Y, Z). masks: (B, K, X, Y, Z) in {0, 1}.
+        annotated: (B, K), 0 where the class is unknown, else its weight in the mean.
 
     Returns:
         Two tensors (B,): zero for a sample that annotates nothing.
@@ -43,7 +45,7 @@ def mask_losses(logits: Tensor, masks: Tensor, annotated: Tensor) -> tuple[Tenso
     dice = 1 - (2 * overlap + 1) / (probability.sum(2) + volume + 1)
     present = annotated * (volume > 0)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(2)
-    per_class = annotated.sum(1).clamp(min=1)
+    per_class = annotated.sum(1).clamp(min=1e-6)
     return (dice * present).sum(1) / per_class, (cross_entropy * annotated).sum(1) / per_class
 
 
@@ -119,7 +121,8 @@ def dsm_loss(
         The loss per sample (B,), and its parts (B,) by name.
     """
     weights = weights or LossWeights()
-    dice, cross_entropy = mask_losses(output.mask_logits, masks, annotated)
+    share = torch.tensor([weights.lesion if q >= queries.organs else 1.0 for q in queries.asked])
+    dice, cross_entropy = mask_losses(output.mask_logits, masks, annotated * share)
     asked = torch.tensor(queries.asked)
     organ = [i for i, q in enumerate(queries.asked) if q < queries.organs]
     grouping = torch.zeros_like(dice)

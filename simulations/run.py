@@ -8,6 +8,7 @@ dsm-simulate sites_dir=DIR eval_dir=DIR        your own folders (MSD or nnU-Net 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 from dsm_core.config import Config, ConfigError, compose_config, describe_config
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"dsm-simulate: {error}", file=sys.stderr)
         return 2
+    # MONAI warns of its own deprecated calls, a line a case.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
+    warnings.filterwarnings("ignore", category=UserWarning, module="monai")
     print("dsm-simulate: loading PyTorch, MONAI and Flower ...", flush=True)
     from dsm_core.data import DatalistError
     from dsm_core.text_space import TextSpaceError
@@ -36,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         report = simulate(config, ["dsm-simulate", *words])
-    except (DatalistError, TextSpaceError, RunFolderError, SitesError, ConfigError) as error:
+    except DatalistError as error:
+        print(f"dsm-simulate: {error}\n{error.details()}", file=sys.stderr)
+        return 2
+    except (TextSpaceError, RunFolderError, SitesError, ConfigError) as error:
         print(f"dsm-simulate: {error}", file=sys.stderr)
         return 2
     except FederationError as error:

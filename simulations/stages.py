@@ -17,7 +17,7 @@ from client.app import app as client_app
 from dsm_core.checkpoint import save_checkpoint
 from dsm_core.classes import ClassInfo
 from dsm_core.config import Config, ConfigError
-from dsm_core.data import Datalist, site_folders
+from dsm_core.data import Datalist, DatalistError, check_folder, site_folders
 from dsm_core.evaluation import MatrixRow
 from dsm_core.model import DSM
 from dsm_core.model.selective_scan import scan_backend
@@ -31,6 +31,7 @@ from simulations.results import RunFolder
 from simulations.sites import generate_sites
 from strategies.query_fedavg import ServerState
 
+HELD_OUT = 0.2  # share of each site's cases that is scored when no eval_dir is given
 SMOOTHING = 0.9  # of the training loss by which the best checkpoint is chosen; no held-out case takes part in it
 
 
@@ -55,12 +56,11 @@ def simulate(config: Config, command: Sequence[str]) -> Path | None:
     Returns:
         The report's path; None after a dry run, which writes no run folder.
     """
-    started = time.monotonic()
+    if config.sites_dir and not config.eval_dir and not config.data.held_out:
+        config = replace(config, data=replace(config.data, held_out=HELD_OUT))
     seconds: dict[str, float] = {}
     with _timed(seconds, "sites"):
         sites = find_sites(config)
-    if config.sites_dir and not config.eval_dir and not config.data.held_out:
-        config.data.held_out = 0.2
     datalists = training_datalists(sites.folders, config)
     _print_plan(config, sites, datalists)
     if config.dry_run:
@@ -71,10 +71,9 @@ def simulate(config: Config, command: Sequence[str]) -> Path | None:
         federation, state, best = federate(config, "federated", sites, classes, folder)
     _describe(folder, config, sites, datalists, federation)
     folder.write_run_info(seconds=seconds)
-    models = {"federated": _everywhere(federation.model_of(state), sites)}
     _save(folder.last_checkpoint, federation, state, "last round")
     _save(folder.best_checkpoint, federation, best, "lowest smoothed training loss")
-    models["federated"] = _everywhere(federation.model_of(state), sites)
+    models = {"federated": _everywhere(federation.model_of(state), sites)}
     if config.compare == "all":
         with _timed(seconds, "fedavg"):
             plain = replace(config, server=plain_fedavg(config))
@@ -85,7 +84,6 @@ def simulate(config: Config, command: Sequence[str]) -> Path | None:
             models |= _baselines(config, datalists, federation, folder)
     with _timed(seconds, "scoring"):
         _score(config, sites, datalists, federation, models, folder)
-    seconds["total"] = time.monotonic() - started
     folder.write_run_info(seconds=seconds, finished=True)
     folder.close()
     return write_report(folder.path)
@@ -96,7 +94,7 @@ def find_sites(config: Config) -> Sites:
 
     Raises:
         ConfigError: `sites_dir` or `eval_dir` is no folder, or holds no site.
-        DatalistError: a site's folder has faults.
+        DatalistError: a site's folder has faults; those of all sites at once.
     """
     if config.sites_dir is None:
         root = Path(config.out) / "sites" / f"seed{config.seed}-sites{config.sites}"
@@ -112,10 +110,22 @@ def find_sites(config: Config) -> Sites:
     folders = {path.name: path for path in site_folders(root)}
     if not folders:
         raise ConfigError(f"sites_dir={config.sites_dir} holds no site: no sub-folder has a dataset.json")
+    inspect_sites(folders)
     eval_dir = None if config.eval_dir is None else _folder("eval_dir", config.eval_dir)
-    if eval_dir is None and not config.data.held_out:
-        config = replace(config, data=replace(config.data, held_out=0.2))
     return Sites(folders, held_out_datalists(config, folders, eval_dir), False)
+
+
+def inspect_sites(folders: Mapping[str, Path]) -> None:
+    """Open every scan of every site before anything is trained.
+
+    Raises:
+        DatalistError: with the faults of all sites at once.
+    """
+    faults = []
+    for site, folder in tqdm(folders.items(), desc="checking sites", unit="site", leave=False):
+        faults += [replace(fault, file=f"{site}/{fault.file}") for fault in check_folder(folder)]
+    if faults:
+        raise DatalistError(", ".join(folders), faults)
 
 
 def plain_fedavg(config: Config) -> Any:

@@ -63,11 +63,9 @@ def add_update(sums: Sums, reference: Arrays, arrays: Arrays, weight: float, evi
         evidence: a_ic, (K,), cases of the site that annotate each class.
     """
     for key, total in sums.shared.items():
-        theta = arrays[key].astype(np.float64)
-        total += weight * theta
+        total += np.multiply(arrays[key], weight, dtype=np.float64)
         if MOMENT not in key:
-            theta -= reference[key]
-            sums.square_norm += weight * _square_norm(theta)
+            sums.square_norm += weight * _square_norm(arrays[key] - reference[key])
     for key, total in sums.rows.items():
         total += _along_rows(evidence, total) * arrays[key]
     sums.weight += weight

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsm_core.classes import ClassKind
 from dsm_core.config import DataConfig
 from dsm_core.data.augmentation import change_intensity, draw_geometry, sample_box
 from dsm_core.data.datalist import Datalist
 from dsm_core.data.volumes import SiteVolumes, Volume, class_masks
 
+LESION_SHARE = 2.0  # a lesion is drawn as a crop's centre this much more often than an organ
 # Centres kept a case and class: enough to cover a structure evenly, small enough to keep for every case.
 _CENTRES = 4096
 
@@ -40,7 +42,7 @@ class PatchBatch:
 
 
 class PatchSampler:
-    """Draws patches: two of three around a voxel of a class, classes drawn evenly, the rest anywhere.
+    """Draws patches: two of three around a voxel of a class, lesions drawn twice as often as organs, the rest anywhere.
 
     Every number comes from the caller's generator, so equal generators give equal patches.
 
@@ -53,6 +55,8 @@ class PatchSampler:
             raise ValueError(f"{len(volumes)} volumes for {len(datalist.cases)} cases; wants one volume a case")
         self.volumes, self.datalist, self.data, self.augment = volumes, datalist, data, augment
         self.names = datalist.labelled_classes
+        shares = np.array([LESION_SHARE if datalist.classes[n].kind is ClassKind.LESION else 1.0 for n in self.names])
+        self._shares = shares / shares.sum()
         self._cases = [index for index, case in enumerate(datalist.cases) if case.annotated]
         if not self._cases:
             raise ValueError(f"site {datalist.site} has no annotated case to draw patches from")
@@ -73,7 +77,7 @@ class PatchSampler:
 
     def _draw(self, generator: np.random.Generator, index: int | None = None) -> tuple[Tensor, Tensor, list[bool]]:
         wants_class = generator.random() < self.data.foreground_share
-        name = self.names[generator.integers(len(self.names))]
+        name = self.names[int(generator.choice(len(self.names), p=self._shares))]
         if index is None:
             # The class first, then a case that annotates it: else the only cases of a rare class would drown.
             pool = [i for i in self._cases if not wants_class or name in self.datalist.cases[i].annotated]

@@ -1,6 +1,7 @@
 """The main job, tiny: sites on disk, rounds through Flower's apps, baselines, matrix, report."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,17 @@ def test_dry_run_trains_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -
     assert main([*SMALL, f"out={out}", "name=dry", "dry_run=true"]) == 0
     assert "site_b" in capsys.readouterr().out
     assert not (out / "dry").exists()
+
+
+def test_broken_scans_of_all_sites_are_named_before_round_one(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(next((out / "sites").iterdir()), tmp_path / "sites")
+    for site in ("site_a", "site_b"):
+        scan = next((tmp_path / "sites" / site / "imagesTr").iterdir())
+        scan.write_bytes(scan.read_bytes()[:2000])
+    assert main([*SMALL, f"sites_dir={tmp_path / 'sites'}", f"out={tmp_path / 'runs'}"]) == 2
+    printed = capsys.readouterr().err
+    assert "site_a/imagesTr/" in printed
+    assert "site_b/imagesTr/" in printed
+    assert not (tmp_path / "runs").exists()

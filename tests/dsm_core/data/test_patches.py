@@ -57,7 +57,7 @@ def test_shapes_and_what_is_known(site):
     assert batch.image.isfinite().all()
 
 
-def test_classes_are_drawn_evenly_even_where_few_cases_know_one(make_site):
+def test_lesions_are_drawn_twice_as_often_even_where_few_cases_know_one(make_site):
     def edit(content):
         for item in content["training"][1:]:
             item["annotated"] = ["liver"]
@@ -68,7 +68,7 @@ def test_classes_are_drawn_evenly_even_where_few_cases_know_one(make_site):
         np.random.default_rng(0), 300
     )
     share = batch.annotated[:, 1].float().mean().item()
-    assert share == pytest.approx(0.5 + 0.5 / 6, abs=0.09)  # every tumour crop, and a sixth of the liver crops
+    assert share == pytest.approx(2 / 3 + 1 / 3 / 6, abs=0.09)  # every tumour crop, and a sixth of the liver crops
     assert batch.masks.flatten(2).any(2)[batch.annotated].float().mean() > 0.95
 
 
