@@ -1,4 +1,4 @@
-"""What a site remembers between messages, in Flower's context: the text space and the optimiser's moments.
+"""What a site remembers between messages, in Flower's context: the text space, and moments that do not travel.
 
 The context moves with the site when Flower hands the next message to another process, so every process agrees.
 """

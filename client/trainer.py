@@ -49,7 +49,8 @@ class Trainer:
     """A model, its optimiser and the classes whose rows may move here.
 
     Attributes:
-        labelled: names of the classes labelled in the data; every other class row stays as it came.
+        labelled: names of the classes labelled in the data. Every other class row has no gradient here: it stays as it
+            came, unless moments that travelled carry it on (the server takes no such row).
     """
 
     model: DSM

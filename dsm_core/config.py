@@ -42,6 +42,7 @@ class ModelConfig:
             len(self.widths) == len(self.mamba_blocks) == 4,
             f"model.widths and model.mamba_blocks want 4 stages, found {len(self.widths)} and {len(self.mamba_blocks)}",
         )
+        _require(self.query_width % 4 == 0, f"model.query_width wants a multiple of 4 heads, found {self.query_width}")
 
 
 @dataclass
@@ -51,8 +52,8 @@ class DataConfig:
     spacing_mm: tuple[float, ...] = (4.0, 4.0, 4.0)
     intensity_hu: tuple[float, ...] = (-175.0, 250.0)  # window mapped to [0, 1]
     patch: tuple[int, ...] = (48, 48, 48)
-    foreground_share: float = 2 / 3  # crops centred on a labelled class against random crops
-    held_out: float = 0.0  # share of a site's cases kept out of training, for scoring
+    foreground_share: float = 2 / 3  # share of crops around a voxel of a labelled class; the others lie anywhere
+    held_out: float = 0.0  # share of a site's cases kept out of training; dsm-simulate takes 0.2 without an eval_dir
 
     def __post_init__(self) -> None:
         self.spacing_mm, self.intensity_hu = tuple(self.spacing_mm), tuple(self.intensity_hu)
@@ -78,16 +79,19 @@ class TrainConfig:
 
     local_steps: int = 5  # optimiser steps of a site per round
     batch: int = 2  # patches per step
-    lr: float = 2e-3
+    lr: float = 2e-3  # base rate; sites that share moments step with sqrt(sites) times it
     weight_decay: float = 1e-4
     warmup: float = 0.05  # share of the rounds with a rising learning rate
     text_only: float = 0.3  # probability that a class row is dropped, so that its text alone is a working query
-    text_noise: float = 0.05
-    clip_norm: float = 1.0
+    text_noise: float = 0.05  # length of the noise added to a unit text vector
+    clip_norm: float = 1.0  # longest gradient of a step, L2 over all parameters
 
     def __post_init__(self) -> None:
         _require(self.local_steps > 0 and self.batch > 0, "train.local_steps and train.batch want at least 1")
         _require(self.lr > 0, f"train.lr wants a positive number, found {self.lr}")
+        _require(self.clip_norm > 0, f"train.clip_norm wants a positive number, found {self.clip_norm}")
+        for name in ("warmup", "text_only"):
+            _require(0 <= getattr(self, name) < 1, f"train.{name} wants a share in [0, 1), found {getattr(self, name)}")
 
 
 SITE_WEIGHTS = ("cases", "equal", "exclusive")
@@ -117,6 +121,8 @@ class ServerConfig:
         _require(self.class_rows in ("evidence", "shared"), "server.class_rows wants evidence or shared")
         _require(self.moments in ("shared", "local"), "server.moments wants shared or local")
         _require(self.server_step in ("fixed", "fedexp"), "server.server_step wants fixed or fedexp")
+        _require(self.server_lr > 0, f"server.server_lr wants a positive step, found {self.server_lr}")
+        _require(0 <= self.momentum < 1, f"server.momentum wants a number in [0, 1), found {self.momentum}")
         _require(0 < self.quorum <= 1, f"server.quorum wants a share in (0, 1], found {self.quorum}")
         _require(self.round_timeout_s > 0, "server.round_timeout_s wants seconds above 0")
 
@@ -143,7 +149,7 @@ class PhantomConfig:
     """Generated abdominal sites."""
 
     cases: int = 32  # training cases per site: with a dozen, lesions are learned by heart
-    held_out: int = 6  # held-out cases per site, with the full truth
+    held_out: int = 16  # held-out cases per site, with the full truth
     size_mm: tuple[float, ...] = (320.0, 256.0, 256.0)
 
     def __post_init__(self) -> None:
@@ -167,7 +173,7 @@ class Config:
     eval_dir: str | None = None  # held-out truth: one folder for all sites, or one sub-folder a site
     rounds: int = 100
     compare: str = "local"  # none | local | all
-    threads: int = 0  # sites trained side by side; 0 = one a core
+    threads: int = 0  # sites trained, or cases scored, side by side; 0 = one a core
     dry_run: bool = False
     overlays: int = 6  # overlay pictures a status
     nsd_tolerance_mm: float = 4.0
@@ -181,6 +187,8 @@ class Config:
     def __post_init__(self) -> None:
         _require(self.sites > 0, f"sites wants at least 1, found {self.sites}")
         _require(self.rounds > 0, f"rounds wants at least 1, found {self.rounds}")
+        _require(self.threads >= 0, f"threads wants 0 (one a core) or more, found {self.threads}")
+        _require(self.nsd_tolerance_mm > 0, f"nsd_tolerance_mm wants mm above 0, found {self.nsd_tolerance_mm}")
         _require(self.compare in ("none", "local", "all"), f"compare wants none, local or all, found {self.compare!r}")
 
 

@@ -139,13 +139,3 @@ def matrix_rows(
 
 def _mean(values: Tensor) -> float | None:
     return float(values.double().mean()) if len(values) else None
-
-
-def mean_dice(rows: Iterable[MatrixRow], method: str, status: Status | None = None) -> float | None:
-    """Mean Dice of a method's cells, of one status or of all, each cell counted once; None when none holds a case."""
-    picked = [
-        row["dice"]
-        for row in rows
-        if row["method"] == method and status in (None, row["status"]) and row["dice"] is not None
-    ]
-    return sum(picked) / len(picked) if picked else None

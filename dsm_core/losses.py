@@ -52,13 +52,13 @@ def mask_losses(logits: Tensor, masks: Tensor, annotated: Tensor) -> tuple[Tenso
 def allowed_groups(share: Tensor, annotated: Tensor, columns: Tensor, groups: int, known_from: float = 0.4) -> Tensor:
     """Which groups a coarse voxel may belong to, given what its case annotates.
 
-    A voxel mostly inside an annotated organ belongs to that organ. Any other voxel may be void (the last group) or any
-    organ that this case does not annotate (marginal cross-entropy, Shi et al. 2021, arXiv:2007.03868), or an organ that
-    it touches.
+    A voxel of which an annotated organ fills more than `known_from` belongs to that organ. Any other voxel may be void
+    (the last group), any organ that this case does not annotate (marginal cross-entropy, Shi et al. 2021,
+    arXiv:2007.03868), or an annotated organ that it touches.
 
     Args:
         share: (B, K, x, y, z) share of the coarse voxel that each organ fills. annotated: (B, K).
-        columns: (K,) group of each organ. known_from: share from which a voxel counts as that organ's.
+        columns: (K,) group of each organ.
 
     Returns:
         (B, groups, x, y, z) bool.

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsm_core.config import Config
+from dsm_core.config import Config, ConfigError
 from dsm_core.data import Case, Datalist, class_masks, read_datalist, site_folders, split_held_out
 from dsm_core.evaluation import CaseScore, MatrixRow, class_status, matrix_rows, score_case
 from dsm_core.inference import Predictor
@@ -37,7 +37,7 @@ def held_out_datalists(config: Config, folders: Mapping[str, Path], eval_dir: Pa
 
     Raises:
         DatalistError: a folder has faults.
-        ValueError: `eval_dir` holds no datalist for some site.
+        ConfigError: `eval_dir` holds no datalist for some site.
     """
     if eval_dir is None:
         return {
@@ -49,7 +49,7 @@ def held_out_datalists(config: Config, folders: Mapping[str, Path], eval_dir: Pa
         return dict.fromkeys(folders, shared)
     found = {folder.name: folder for folder in site_folders(eval_dir)}
     if missing := sorted(set(folders) - set(found)):
-        raise ValueError(
+        raise ConfigError(
             f"eval_dir has no dataset.json and no folder for {', '.join(missing)}; "
             f"it wants one datalist for all sites, or one sub-folder a site"
         )

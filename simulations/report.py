@@ -22,7 +22,7 @@ METHOD_NOTES = {
     "federated": "query-aware FedAvg, one model for all sites",
     "local": "each site trains alone on its own labels",
     "pooled": "all scans in one place, the bound that federation tries to reach",
-    "fedavg": "the same federation, class rows averaged like any tensor",
+    "fedavg": "every tensor averaged by cases, class rows too; the optimiser's moments stay at each site",
 }
 
 

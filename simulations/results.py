@@ -145,10 +145,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def _write_config(path: Path, config: Config) -> None:
     from omegaconf import OmegaConf
 
-    plain = json.loads(json.dumps(asdict(config)))
-    write_atomically(
-        path, OmegaConf.to_yaml({key: portable_word(v) if isinstance(v, str) else v for key, v in plain.items()})
-    )
+    write_atomically(path, OmegaConf.to_yaml(_portable(json.loads(json.dumps(asdict(config))))))
+
+
+def _portable(value: Any) -> Any:
+    """The same configuration without absolute paths, at any depth."""
+    if isinstance(value, dict):
+        return {key: _portable(held) for key, held in value.items()}
+    return portable_word(value) if isinstance(value, str) else value
 
 
 def _read_info(path: Path) -> dict[str, Any]:

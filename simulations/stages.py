@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ from tqdm import tqdm
 from client.app import app as client_app
 from dsm_core.checkpoint import save_checkpoint
 from dsm_core.classes import ClassInfo
-from dsm_core.config import Config, ConfigError
-from dsm_core.data import Datalist, DatalistError, check_folder, site_folders
+from dsm_core.config import Config, ConfigError, ServerConfig
+from dsm_core.data import Datalist, DatalistError, check_folder, read_datalist, site_folders
 from dsm_core.evaluation import MatrixRow
 from dsm_core.model import DSM
 from dsm_core.model.selective_scan import scan_backend
@@ -97,7 +100,7 @@ def find_sites(config: Config) -> Sites:
         DatalistError: a site's folder has faults; those of all sites at once.
     """
     if config.sites_dir is None:
-        root = Path(config.out) / "sites" / f"seed{config.seed}-sites{config.sites}"
+        root = Path(config.out) / "sites" / f"seed{config.seed}-sites{config.sites}-{_recipe_hash(config)}"
         with tqdm(desc="generating sites", unit="case", leave=False) as bar:
 
             def show(done: int, total: int) -> None:
@@ -110,9 +113,11 @@ def find_sites(config: Config) -> Sites:
     folders = {path.name: path for path in site_folders(root)}
     if not folders:
         raise ConfigError(f"sites_dir={config.sites_dir} holds no site: no sub-folder has a dataset.json")
-    inspect_sites(folders)
     eval_dir = None if config.eval_dir is None else _folder("eval_dir", config.eval_dir)
-    return Sites(folders, held_out_datalists(config, folders, eval_dir), False)
+    held_out = held_out_datalists(config, folders, eval_dir)
+    inspect_sites(folders | {f"eval of {site}": held.root for site, held in held_out.items() if eval_dir})
+    _refuse_training_cases(folders, held_out if eval_dir else {})
+    return Sites(folders, held_out, False)
 
 
 def inspect_sites(folders: Mapping[str, Path]) -> None:
@@ -122,14 +127,29 @@ def inspect_sites(folders: Mapping[str, Path]) -> None:
         DatalistError: with the faults of all sites at once.
     """
     faults = []
-    for site, folder in tqdm(folders.items(), desc="checking sites", unit="site", leave=False):
+    once = {folder: site for site, folder in folders.items()}
+    for folder, site in tqdm(once.items(), desc="checking sites", unit="site", leave=False):
         faults += [replace(fault, file=f"{site}/{fault.file}") for fault in check_folder(folder)]
     if faults:
         raise DatalistError(", ".join(folders), faults)
 
 
-def plain_fedavg(config: Config) -> Any:
-    """FedAvg as published (McMahan et al. 2017): every tensor averaged by cases, server step 1, no momentum."""
+def _refuse_training_cases(folders: Mapping[str, Path], held_out: Mapping[str, Datalist]) -> None:
+    trained = {case.image.resolve() for folder in folders.values() for case in read_datalist(folder).cases}
+    scored = {case.image.resolve() for held in held_out.values() for case in held.cases}
+    if shared := trained & scored:
+        raise ConfigError(f"{len(shared)} scans of eval_dir are trained on too; give eval_dir cases that no site holds")
+
+
+def _recipe_hash(config: Config) -> str:
+    return hashlib.sha256(json.dumps(asdict(config.phantom), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def plain_fedavg(config: Config) -> ServerConfig:
+    """FedAvg as published (McMahan et al. 2017): every tensor averaged by cases, server step 1, no server momentum.
+
+    AdamW's moments stay at each site, whose rate is therefore the base rate (see `server.rounds.site_rate`).
+    """
     return replace(
         config.server,
         site_weight="cases",
@@ -152,9 +172,10 @@ def federate(
     def on_round(round: int, record: dict[str, Any], state: ServerState) -> None:
         nonlocal best, smoothed, lowest
         loss = float("nan") if record["loss"] is None else record["loss"]
-        smoothed = loss if smoothed is None else SMOOTHING * smoothed + (1 - SMOOTHING) * loss
-        if smoothed < lowest:
-            best, lowest = state, smoothed
+        if math.isfinite(loss):
+            smoothed = loss if smoothed is None else SMOOTHING * smoothed + (1 - SMOOTHING) * loss
+            if smoothed < lowest:
+                best, lowest = state, smoothed
         refused = [
             {"site": site, "reason": reason} for site, reason in {**record["refused"], **record["failed"]}.items()
         ]
@@ -186,7 +207,8 @@ def _baselines(
         def on_round(method: str, site: str, round: int, loss: float) -> None:
             with lock:
                 losses = {site: loss} if method == "local" else {}
-                folder.log_round(method, {"round": round, "rounds": config.rounds, "loss": loss, "site_losses": losses})
+                rounds = config.rounds * (len(datalists) if method == "pooled" else 1)
+                folder.log_round(method, {"round": round, "rounds": rounds, "loss": loss, "site_losses": losses})
                 bar.update()
 
         return train_baselines(config, datalists, federation.text, federation.state.arrays, pooled, on_round)
@@ -245,7 +267,10 @@ def _describe(
         parameters=sum(p.numel() for p in federation.model.parameters()),
         classes={info.name: {"kind": info.kind.value} for info in federation.text.classes},
         sites={s: {"cases": len(d.annotated_cases), "classes": _annotated_classes(d)} for s, d in datalists.items()},
-        methods={name: {"steps_total": step_total, "rounds": config.rounds} for name in methods},
+        methods={
+            name: {"steps_total": step_total, "rounds": config.rounds * (len(datalists) if name == "pooled" else 1)}
+            for name in methods
+        },
     )
 
 

@@ -4,6 +4,8 @@
     text     query.text   server: text space (bytes) and hash   site: hash of what it now holds
     train    train        server: tensors and one TrainOrder    site: tensors and metrics
 
+With `share_moments` the tensors of a train message, both ways, hold AdamW's moments too (`averaging.MOMENT`).
+
 A site that cannot serve an order answers with an error of one of the codes below, never with a path or a patient.
 """
 
@@ -43,7 +45,6 @@ SECONDS = "seconds"
 
 FAULT_CODE = 100  # the site could not do what was asked; the reason says why
 TEXT_CODE = 101  # the site holds no text space, or another one than the order names
-PROTOCOL_CODE = 102  # site and server speak different versions
 
 
 class MessageFault(ValueError):

@@ -134,7 +134,11 @@ class QueryFedAvg:
         return np.array([self.evidence[site].get(name, 0) for name in classes], np.float64)
 
     def _validate_metrics(self, answer: SiteUpdate, state: ServerState) -> None:
-        losses = answer.metrics.get(messages.CLASS_LOSSES)
+        loss, losses = answer.metrics.get(messages.LOSS, 0.0), answer.metrics.get(messages.CLASS_LOSSES)
+        if not isinstance(loss, int | float):
+            raise UpdateRefused(answer.site, f"{messages.LOSS} is a {type(loss).__name__}, wanted a number")
+        if losses is not None and not isinstance(losses, list):
+            raise UpdateRefused(answer.site, f"{messages.CLASS_LOSSES} is no list")
         if losses is not None and len(losses) != len(state.classes):
             raise UpdateRefused(
                 answer.site, f"{messages.CLASS_LOSSES} has {len(losses)} numbers, wanted {len(state.classes)}"

@@ -42,7 +42,7 @@ class PatchBatch:
 
 
 class PatchSampler:
-    """Draws patches: two of three around a voxel of a class, lesions drawn twice as often as organs, the rest anywhere.
+    """Draws patches: `data.foreground_share` of them around a voxel of a class, lesions twice as often as organs.
 
     Every number comes from the caller's generator, so equal generators give equal patches.
 

@@ -122,7 +122,7 @@ class LesionAttention(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """A query reads its mask from the pixel map: eight weights vectors, one for each voxel of a 2x2x2 block."""
+    """A query reads its mask from the pixel map: eight weight vectors, one for each voxel of a 2x2x2 block."""
 
     def __init__(self, width: int, mask_width: int):
         super().__init__()
@@ -136,4 +136,5 @@ class MaskHead(nn.Module):
         queries = self.norm(queries)
         weights = self.mask(queries).reshape(len(queries), -1, pixels.shape[1]) * self.scale
         logits = (weights @ pixels.flatten(2)).reshape(*queries.shape[:2], 8, *pixels.shape[2:])
+        # Training starts from a probability of sigmoid(-2) = 0.12: most voxels belong to no one class.
         return depth_to_space(logits - 2.0), self.presence(queries)[..., 0]

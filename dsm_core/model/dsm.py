@@ -112,12 +112,16 @@ class DSM(nn.Module):
         vectors = text.encode([info.name for info in infos]).to(device) if infos else text.vectors[:0].to(device)
         position = {info.name: i for i, info in enumerate(infos)}
         rows = {name: i for i, name in enumerate(self.names)}
+        host = host_weights(vectors[len(organs) :], vectors[: len(organs)])
+        for lesion, info in enumerate(lesions):
+            if info.host in position:  # declared by a site or known to the atlas: no need to guess from the text
+                host[lesion] = F.one_hot(torch.tensor(position[info.host]), len(organs) + 1)
         return QuerySet(
             names=tuple(position),
             organs=len(organs),
             text=vectors,
             row=torch.tensor([rows.get(info.name, -1) for info in infos], dtype=torch.long, device=device),
-            host=host_weights(vectors[len(organs) :], vectors[: len(organs)]),
+            host=host,
             asked=tuple(position[info.name] for info in described),
         )
 

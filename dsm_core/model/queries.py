@@ -78,7 +78,7 @@ class SharedVector(nn.Module):
 
 
 class TextToQuery(nn.Module):
-    """query_c = MLP(text_c) + residual_c; the residual is zero for a class that nobody has trained."""
+    """query_c = LayerNorm(MLP(text_c) + residual_c); the residual is zero for a class that nobody has trained."""
 
     def __init__(self, text_width: int, width: int):
         super().__init__()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dsm_core.evaluation import CaseScore, class_status, matrix_rows, mean_dice, score_case
+from dsm_core.evaluation import CaseScore, class_status, matrix_rows, score_case
 
 
 def box(low, high, size=20):
@@ -79,10 +79,6 @@ def test_matrix_rows_are_means_over_the_cases_that_hold_the_class():
     assert rows[1]["false_positive_ml"] == pytest.approx(2.0)
     assert rows[2]["dice"] is None
     assert rows[2]["nsd"] is None
-    assert mean_dice(rows, "federated") == pytest.approx(0.6)
-    assert mean_dice(rows, "federated", "foreign") == pytest.approx(0.5)
-    assert mean_dice(rows, "federated", "unseen") is None
-    assert mean_dice(rows, "local") is None
 
 
 def test_site_without_held_out_cases_has_empty_rows():

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from dsm_core.classes import ClassKind
 from dsm_core.config import Config, ServerConfig
 from dsm_core.data import ClassContract, LabelContract
-from server.rounds import RoundError, run_rounds
+from server.rounds import RoundError, run_rounds, site_rate
 from simulations.grid import run_in_process
 from strategies import messages
 from strategies.query_fedavg import QueryFedAvg
@@ -213,3 +213,9 @@ def test_two_rounds_and_resume_equal_four():
     half = rounds_with(behave, rounds=2, momentum=0.5)
     resumed = rounds_with(behave, rounds=4, momentum=0.5, state=half)
     assert all(resumed.arrays[key].tobytes() == whole.arrays[key].tobytes() for key in whole.arrays)
+
+
+def test_rate_grows_with_the_root_of_the_sites_only_where_moments_are_shared():
+    shared, local = (Config(server=ServerConfig(moments=kind)) for kind in ("shared", "local"))
+    assert site_rate(shared, 4) == pytest.approx(2 * shared.train.lr)
+    assert site_rate(local, 4) == local.train.lr

@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
+import client.app
 from dsm_core.checkpoint import load_checkpoint
 from simulations.run import main
 
@@ -100,3 +103,34 @@ def test_broken_scans_of_all_sites_are_named_before_round_one(
     assert "site_a/imagesTr/" in printed
     assert "site_b/imagesTr/" in printed
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_without_any_site_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"sites_dir={tmp_path}", f"out={tmp_path / 'runs'}"]) == 2
+    assert "holds no site" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_site_failing_ends_the_program_with_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for site in ("east", "west"):
+        for part, value in (("imagesTr", 40), ("labelsTr", 1)):
+            (tmp_path / "sites" / site / part).mkdir(parents=True)
+            scan = nibabel.Nifti1Image(np.full((4, 4, 4), value, np.int16), np.eye(4))
+            for case in range(2):
+                nibabel.save(scan, tmp_path / "sites" / site / part / f"doe_{case}.nii.gz")
+        content = {"labels": {"0": "background", "1": "liver"}, "modality": {"0": "CT"}}
+        (tmp_path / "sites" / site / "dataset.json").write_text(json.dumps(content))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device", "/home/doe_0.nii.gz")
+
+    monkeypatch.setattr(client.app, "train_round", fail)
+    assert main([*SMALL, f"sites_dir={tmp_path / 'sites'}", f"out={tmp_path / 'runs'}", "name=lost"]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dsm-simulate:")][-1]
+    assert "round 1: 0 of 2 sites" in said
+    assert "east: OSError at the site" in said
+    assert "doe" not in said
+    assert json.loads((tmp_path / "runs/lost/run.json").read_text())["finished"] is False
+    assert not (tmp_path / "runs/lost/report.html").exists()

@@ -1,0 +1,42 @@
+"""The configuration: typed overrides, and an error for whatever does not exist or cannot be."""
+
+import pytest
+
+from dsm_core.config import Config, ConfigError, compose_config, config_hash, describe_config
+
+
+def test_overrides_are_typed_and_choices_are_files() -> None:
+    config = compose_config(["rounds=20", "data.patch=[32,32,64]", "model=base", "text.weights=null"])
+    assert (config.rounds, config.data.patch, config.text.weights) == (20, (32, 32, 64), None)
+    assert (config.model.name, config.model.widths) == ("base", (48, 96, 192, 384))
+
+
+def test_without_overrides_it_is_the_one_of_the_dataclasses() -> None:
+    assert compose_config() == Config()
+    assert config_hash(compose_config()) == config_hash(Config()) != config_hash(Config(seed=1))
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("round=20", "round"),
+        ("train.lrr=1", "lrr"),
+        ("model=huge", "huge"),
+        ("rounds=many", "many"),
+        ("rounds=0", "rounds wants at least 1"),
+        ("data.patch=[30,32,32]", "multiples of 16"),
+        ("data.held_out=1", r"share in \[0, 1\)"),
+        ("server.site_weight=loud", "'loud'"),
+        ("server.quorum=0", "quorum"),
+        ("text.encoder=elmo", "'elmo'"),
+        ("phantom.size_mm=[100,256,256]", "every organ"),
+    ],
+)
+def test_what_cannot_be_is_an_error(word: str, found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        compose_config([word])
+
+
+def test_every_key_is_described() -> None:
+    lines = describe_config(Config()).split()
+    assert {"rounds=100", "server.quorum=0.5", "phantom.held_out=16"} <= set(lines)
