@@ -105,7 +105,8 @@ def gather_datalist(root: Path, site: str | None = None) -> tuple[Datalist, list
     if content and not entry_faults and not claims_annotation:
         found_cases = f"{len(entries)} cases, none of them annotated"
         faults.append(Fault(JSON_NAME, found_cases, "at least one case with a label map and an annotated class"))
-    name = site or root.resolve().name
+    # The name leaves the site: a link is called what the site calls it, not what it points to.
+    name = site or Path(os.path.abspath(root)).name
     return Datalist(name, root, labels.values, labels.classes, tuple(cases.values()), labels.regions), faults
 
 

@@ -51,7 +51,7 @@ def is_available() -> bool:
     return _load() is not None
 
 
-def library() -> ctypes.CDLL:
+def kernels() -> ctypes.CDLL:
     """The C library.
 
     Raises:
@@ -65,7 +65,7 @@ def library() -> ctypes.CDLL:
 
 def instruction_set() -> str:
     """Name of the instruction set that the kernels use on this machine: "avx512", "avx2" or "baseline"."""
-    return library().scan_choose(-1).decode()
+    return kernels().scan_choose(-1).decode()
 
 
 def threads_for(multiplications: int) -> int:
@@ -89,7 +89,7 @@ def call(name: str, arguments: ctypes.Structure, tensors: Mapping[str, Tensor | 
     for field, tensor in tensors.items():
         if tensor is not None:
             setattr(arguments, field, tensor.data_ptr())
-    status = getattr(library(), name)(ctypes.byref(arguments))
+    status = getattr(kernels(), name)(ctypes.byref(arguments))
     if status == 1:
         raise MemoryError(f"{name}: no memory for the kernel's work space")
     if status == 2:

@@ -61,7 +61,7 @@ class NativeScan(torch.autograd.Function):
         A, D, z = A.contiguous(), None if D is None else D.contiguous(), None if z is None else native.dense_rows(z)
         y, starts = torch.empty(u.shape), None
         if keeps_states:
-            starts = torch.empty(native.library().scan_starts_size(*u.shape, A.shape[-1]))
+            starts = torch.empty(native.kernels().scan_starts_size(*u.shape, A.shape[-1]))
         inputs = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z}
         native.call("scan_forward", _arguments(u, delta, A, B, C, D, z, softplus), {**inputs, "y": y, "starts": starts})
         ctx.save_for_backward(u, delta, A, B, C, D, z, starts)
@@ -75,7 +75,7 @@ class NativeScan(torch.autograd.Function):
         (batch, _, channels), states = u.shape, A.shape[-1]
         call, dy = _arguments(u, delta, A, B, C, D, z, ctx.softplus), native.dense_rows(dy)
         call.dy_batch, call.dy_step, _ = dy.stride()
-        tiles = native.library().scan_tiles(batch, channels, call.shape.threads)
+        tiles = native.kernels().scan_tiles(batch, channels, call.shape.threads)
         du, ddelta, dz = torch.empty(u.shape), torch.empty(u.shape), None if z is None else torch.empty(u.shape)
         dA, dD = torch.empty(batch, channels, states), torch.empty(batch, channels)
         dB, dC = torch.empty(tiles, *B.shape), torch.empty(tiles, *C.shape)

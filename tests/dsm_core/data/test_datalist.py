@@ -209,3 +209,9 @@ def test_datalist_survives_a_byte_order_mark(make_site):
     path = make_site() / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text())), encoding="utf-8-sig")
     assert len(read_datalist(path.parent).cases) == 2
+
+
+def test_link_to_a_folder_does_not_tell_what_it_points_to(make_site, tmp_path):
+    link = tmp_path / "mercy"
+    link.symlink_to(make_site(), target_is_directory=True)
+    assert read_datalist(link).site == "mercy"

@@ -97,13 +97,13 @@ def test_outputs_and_gradients_are_those_of_the_loop(
 @needs_native
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_every_instruction_set_computes_the_same(level):
-    if native.library().scan_choose(level) is None:
+    if native.kernels().scan_choose(level) is None:
         pytest.skip("this machine lacks the instruction set")
     try:
         assert_exact(random_inputs(2, 70, 21, 7, per_sample=True), "native")
         assert_exact(random_inputs(2, 45, 32, 16, delta_scale=10.0), "native")
     finally:
-        native.library().scan_choose(-1)
+        native.kernels().scan_choose(-1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
