@@ -40,7 +40,6 @@ CONFIG_KEY = "config"
 
 NUM_CASES = "num-cases"
 LOSS = "loss"
-CLASS_LOSSES = "class-losses"  # one number a class of the text space, 0 where the site does not label it
 SECONDS = "seconds"
 
 FAULT_CODE = 100  # the site could not do what was asked; the reason says why
