@@ -18,7 +18,7 @@ from dsm_core.model import DSM, build_model
 from dsm_core.text_space import TextSpace, build_text_space
 from server.enrolment import deliver_text, enrol, wait_for_sites
 from server.rounds import OnRound, run_rounds
-from strategies.averaging import MOMENT
+from strategies.averaging import MOMENT, MOMENT_KINDS, moment_key
 from strategies.query_fedavg import QueryFedAvg, ServerState
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def first_moments(model: DSM) -> dict[str, NDArray]:
     """AdamW's moments before the first step: zeros beside every trained tensor."""
     trained = {key: tensor for key, tensor in model.state_dict(keep_vars=True).items() if tensor.requires_grad}
     return {
-        f"{key}{MOMENT}{kind}": np.zeros(tensor.shape, np.float32)
-        for kind in ("exp_avg", "exp_avg_sq")
+        moment_key(key, kind): np.zeros(tensor.shape, np.float32)
+        for kind in MOMENT_KINDS
         for key, tensor in trained.items()
     }
