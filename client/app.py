@@ -10,10 +10,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.memory import keep_moments, keep_text, kept_text, recall_moments
-from client.training import site_session, train_round
+from client.training import site_session, train_round, training_cases
 from client.whereabouts import site_dir
 from dsm_core.config import ConfigError
-from dsm_core.data import DatalistError, label_contract, read_datalist
+from dsm_core.data import DatalistError, label_contract
 from dsm_core.text_space import TextSpaceError
 from strategies import messages
 
@@ -49,9 +49,9 @@ def _answers_faults(handler: Handler) -> Handler:
 @app.query("enrol")
 @_answers_faults
 def enrol(message: Message, context: Context) -> Message:
-    """Label contract of this site."""
-    messages.unpack_enrol(message.content)
-    contract = label_contract(read_datalist(site_dir(context)))
+    """Label contract of this site, over the cases that it trains on."""
+    held_out = messages.unpack_enrol(message.content)
+    contract = label_contract(training_cases(site_dir(context), held_out))
     return Message(messages.pack_contract(contract.to_dict()), reply_to=message)
 
 

@@ -62,10 +62,15 @@ def site_session(site_dir: Path | str, config: Config, text: TextSpace) -> SiteS
         return _sessions[key]
 
 
-def open_datalist(site_dir: Path | str, config: Config) -> Datalist:
-    """The cases that a site trains on: all of its folder, less the share that the run holds out."""
+def training_cases(site_dir: Path | str, held_out: float) -> Datalist:
+    """The cases that a site trains on and counts as its evidence: all of its folder, less the share held out."""
     datalist = read_datalist(site_dir)
-    return split_held_out(datalist, config.data.held_out, seed=0)[0] if config.data.held_out else datalist
+    return split_held_out(datalist, held_out, seed=0)[0] if held_out else datalist
+
+
+def open_datalist(site_dir: Path | str, config: Config) -> Datalist:
+    """The cases that a site trains on in this run."""
+    return training_cases(site_dir, config.data.held_out)
 
 
 def _open_session(site_dir: Path, config: Config, text: TextSpace) -> SiteSession:

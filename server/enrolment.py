@@ -65,15 +65,18 @@ def wait_for_sites(grid: Grid, minimum: int, timeout_s: float) -> list[int]:
     return nodes
 
 
-def enrol(grid: Grid, nodes: Sequence[int], timeout_s: float) -> Enrolment:
+def enrol(grid: Grid, nodes: Sequence[int], timeout_s: float, held_out: float = 0.0) -> Enrolment:
     """The label contract of every node, checked against each other.
+
+    Args:
+        held_out: share of its cases that a site keeps out of training, and out of its contract.
 
     Raises:
         FederationError: a node does not answer, answers with an error, or two nodes give one site name; all at once.
         ContractConflict: the contracts contradict each other; all conflicts at once.
     """
     exchange = Exchange(grid, timeout_s, group="enrol")
-    exchange.send({node: messages.pack_enrol() for node in nodes}, messages.ENROL)
+    exchange.send({node: messages.pack_enrol(held_out) for node in nodes}, messages.ENROL)
     found: dict[str, tuple[int, LabelContract]] = {}
     faults = []
     for node, reply in exchange.replies():

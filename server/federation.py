@@ -73,7 +73,7 @@ def open_federation(
         ContractConflict: label contracts that contradict each other.
     """
     nodes = wait_for_sites(grid, sites, connect_timeout_s)
-    enrolment = enrol(grid, nodes, config.server.round_timeout_s)
+    enrolment = enrol(grid, nodes, config.server.round_timeout_s, config.data.held_out)
     labelled = {info.name: info for info in contract_classes(list(enrolment.contracts.values()))}
     text = build_text_space(({info.name: info for info in classes} | labelled).values(), config.text)
     for site, reason in deliver_text(grid, enrolment.nodes, text, config.server.round_timeout_s).items():

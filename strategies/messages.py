@@ -1,6 +1,6 @@
 """What travels between server and sites: every key of the wire, with pack and unpack side by side.
 
-    enrol    query.enrol  server: protocol version              site: label contract (JSON)
+    enrol    query.enrol  server: protocol, held-out share      site: label contract (JSON)
     text     query.text   server: text space (bytes) and hash   site: hash of what it now holds
     train    train        server: tensors and one TrainOrder    site: tensors and metrics
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from dsm_core.config import Config, DataConfig, ModelConfig, TrainConfig
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 ENROL = "query.enrol"
 TEXT = "query.text"
@@ -33,6 +33,7 @@ METRICS = "metrics"
 ORDER = "order"
 
 VERSION_KEY = "protocol"
+HELD_OUT_KEY = "held-out"
 CONTRACT_KEY = "contract"
 TEXT_HASH_KEY = "text-hash"
 TEXT_BYTES_KEY = "text-space"
@@ -109,19 +110,24 @@ def _unpack_array(packed: Array) -> NDArray:
     return np.frombuffer(packed.data, packed.dtype, offset=start).reshape(packed.shape).copy()
 
 
-def pack_enrol() -> RecordDict:
-    return RecordDict({ORDER: ConfigRecord({VERSION_KEY: PROTOCOL})})
+def pack_enrol(held_out: float = 0.0) -> RecordDict:
+    """The question for a site's label contract, which counts no case of the share that the run holds out."""
+    return RecordDict({ORDER: ConfigRecord({VERSION_KEY: PROTOCOL, HELD_OUT_KEY: float(held_out)})})
 
 
-def unpack_enrol(content: RecordDict) -> None:
-    """Check that the server speaks this version.
+def unpack_enrol(content: RecordDict) -> float:
+    """Share of the site's cases that the run holds out.
 
     Raises:
-        MessageFault: it speaks another one.
+        MessageFault: the server speaks another version, or the share is none.
     """
     version = _value(content, VERSION_KEY, int)
     if version != PROTOCOL:
         raise MessageFault(f"server speaks protocol {version}, this site {PROTOCOL}; install the same release on both")
+    held_out = _value(content, HELD_OUT_KEY, float)
+    if not 0 <= held_out < 1:
+        raise MessageFault(f"{HELD_OUT_KEY} wants a share in [0, 1), found {held_out}")
+    return held_out
 
 
 def pack_contract(contract: Mapping[str, Any]) -> RecordDict:

@@ -1,6 +1,7 @@
 """The site's app: it answers every message, refuses what it must, and no path or case leaves it."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -101,6 +102,18 @@ def test_enrolment_tells_the_contract_and_no_patient(folder):
     assert contract["site"] == "mercy"
     assert contract["classes"]["liver"]["cases"] == 1
     assert "doe" not in json.dumps(contract)
+
+
+def test_contract_counts_no_case_that_the_run_holds_out(folder):
+    content = json.loads((folder / "dataset.json").read_text())
+    for case in range(4):
+        for part in ("imagesTr", "labelsTr"):
+            shutil.copy(folder / part / "doe-jane.nii.gz", folder / part / f"{case}.nii.gz")
+        content["training"].append({"image": f"imagesTr/{case}.nii.gz", "label": f"labelsTr/{case}.nii.gz"})
+    (folder / "dataset.json").write_text(json.dumps(content))
+    for share, cases in ((0.0, 5), (0.4, 3)):
+        contract = messages.unpack_contract(ask(node(folder), messages.pack_enrol(share), messages.ENROL).content)
+        assert contract["cases"] == contract["classes"]["liver"]["cases"] == cases
 
 
 def test_faults_of_the_folder_are_counted_and_not_named(folder):

@@ -59,7 +59,7 @@ def test_unpacked_tensors_belong_to_the_reader():
 
 
 def test_enrol_text_and_contract_round_trip():
-    messages.unpack_enrol(sent(messages.pack_enrol()))
+    assert messages.unpack_enrol(sent(messages.pack_enrol(0.2))) == 0.2
     assert messages.unpack_contract(sent(messages.pack_contract({"site": "north"}))) == {"site": "north"}
     assert messages.unpack_text(sent(messages.pack_text(b"\x00bank", "abc"))) == (b"\x00bank", "abc")
     assert messages.unpack_text_receipt(sent(messages.pack_text_receipt("abc"))) == "abc"
@@ -74,6 +74,7 @@ def test_no_path_of_the_server_travels():
     [
         (messages.unpack_enrol, RecordDict(), "'protocol' as int, found NoneType"),
         (messages.unpack_enrol, RecordDict({"order": ConfigRecord({"protocol": 99})}), "server speaks protocol 99"),
+        (messages.unpack_enrol, messages.pack_enrol(1.5), r"a share in \[0, 1\), found 1.5"),
         (messages.unpack_contract, RecordDict({"order": ConfigRecord({"contract": "{"})}), "is no JSON"),
         (messages.unpack_contract, RecordDict({"order": ConfigRecord({"contract": "[]"})}), "is a list"),
         (messages.unpack_trained, RecordDict(), "carries the records 'arrays' and 'metrics'"),
