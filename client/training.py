@@ -55,7 +55,8 @@ def site_session(site_dir: Path | str, config: Config, text: TextSpace) -> SiteS
     key = (str(site_dir), text.hash, config_hash(config))
     with _lock:
         if key not in _sessions:
-            _sessions[key] = _open_session(Path(site_dir), config, text)
+            earlier = [session for other, session in _sessions.items() if (other[0], other[2]) == (key[0], key[2])]
+            _sessions[key] = _open_session(Path(site_dir), config, text, earlier[-1] if earlier else None)
             while len(_sessions) > _KEPT_SESSIONS:
                 _sessions.popitem(last=False)
         _sessions.move_to_end(key)
@@ -73,9 +74,13 @@ def open_datalist(site_dir: Path | str, config: Config) -> Datalist:
     return training_cases(site_dir, config.data.held_out)
 
 
-def _open_session(site_dir: Path, config: Config, text: TextSpace) -> SiteSession:
-    datalist = open_datalist(site_dir, config)
-    sampler = PatchSampler(SiteVolumes(datalist, config.data), datalist, config.data)
+def _open_session(site_dir: Path, config: Config, text: TextSpace, earlier: SiteSession | None) -> SiteSession:
+    """A session; the volumes of an `earlier` one with another text space serve on."""
+    if earlier is None:
+        datalist = open_datalist(site_dir, config)
+        sampler = PatchSampler(SiteVolumes(datalist, config.data), datalist, config.data)
+    else:
+        datalist, sampler = earlier.datalist, earlier.sampler
     trainer = Trainer(build_model(config.model, text), text, config.train, datalist.labelled_classes)
     return SiteSession(datalist, sampler, trainer)
 

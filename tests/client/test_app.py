@@ -12,8 +12,10 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.task_identity import TaskIdentity
 
 import client.app as porter
+from client.memory import export_moments, import_moments
 from dsm_core.classes import describe_class
 from dsm_core.config import Config, TextConfig
+from dsm_core.text_growth import grow_text_space
 from dsm_core.text_space import build_text_space
 from strategies import messages
 
@@ -169,6 +171,46 @@ def test_moments_follow_the_site_from_process_to_process(folder, bank, processes
     for round, process in enumerate((0, 1, 1, 0), start=1):
         processes.now = process
         assert passes(ask(context, order(bank.hash, round), messages.TRAIN)) == round
+
+
+def test_round_that_broke_off_half_way_leaves_no_trace(folder, bank, processes, monkeypatch):
+    context, whole = node(folder), porter.train_round
+    deliver(context, bank)
+    assert passes(ask(context, order(bank.hash, 1), messages.TRAIN)) == 1
+
+    def break_off(session, arrays, wanted):
+        whole(session, arrays, wanted)
+        raise MemoryError
+
+    monkeypatch.setattr(porter, "train_round", break_off)
+    assert ask(context, order(bank.hash, 2), messages.TRAIN).has_error()
+    monkeypatch.setattr(porter, "train_round", whole)
+    assert passes(ask(context, order(bank.hash, 3), messages.TRAIN)) == 2
+
+
+def test_exported_moments_go_on_in_another_context(folder, bank, processes):
+    context, resumed = node(folder), node(folder)
+    deliver(context, bank)
+    assert export_moments(context) == {}
+    for round in (1, 2):
+        ask(context, order(bank.hash, round), messages.TRAIN)
+    kept = export_moments(context)
+    assert int(kept["steps"]) == 2 * 5
+    import_moments(resumed, kept)
+    deliver(resumed, bank)
+    processes.now = 1
+    assert passes(ask(resumed, order(bank.hash, 3), messages.TRAIN)) == 3
+
+
+def test_kept_moments_gain_a_row_for_a_class_that_joins(folder, bank, processes):
+    context = node(folder)
+    deliver(context, bank)
+    rows = np.array([[1.0], [2.0]], np.float32)
+    import_moments(context, {"class_rows.bias@exp_avg": rows, "steps": np.array(4)})
+    grown = grow_text_space(bank, [describe_class("omentum")])
+    deliver(context, grown)
+    assert grown.names == ("liver", "omentum", "spleen")
+    np.testing.assert_array_equal(export_moments(context)["class_rows.bias@exp_avg"], [[1], [0], [2]])
 
 
 def test_new_run_begins_without_the_moments_of_the_last(folder, bank, processes):
