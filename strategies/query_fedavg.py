@@ -68,6 +68,10 @@ class QueryFedAvg:
         }
         self.weights = site_weights(config.site_weight, self.cases, self.evidence)
 
+    def with_contracts(self, contracts: Mapping[str, LabelContract]) -> QueryFedAvg:
+        """The same rule for other sites."""
+        return type(self)(self.config, contracts)
+
     def init(self, arrays: Mapping[str, NDArray], classes: Sequence[str]) -> ServerState:
         """State before round 1.
 
@@ -81,18 +85,23 @@ class QueryFedAvg:
             raise ValueError(f"classes {rowless} are labelled at a site but have no row; put them in the text space")
         return ServerState({key: arrays[key] for key in sorted(arrays)}, tuple(classes))
 
-    def apply(self, state: ServerState, answers: Iterable[SiteUpdate | SiteFailure]) -> ServerState:
+    def apply(
+        self, state: ServerState, answers: Iterable[SiteUpdate | SiteFailure], sites: Sequence[str] | None = None
+    ) -> ServerState:
         """State after one more round.
 
         Answers are taken as they arrive and added in the order of the sites' names, so the order of arrival does not
         change a bit. An answer waits only while a site named before it is awaited. Refusals, failures and metrics are
         in the last record of `history`; a round without any usable update leaves every tensor as it was.
+
+        Args:
+            sites: those that take part in this round; None: all.
         """
         config, sums = self.config, averaging.empty_sums(state.arrays, len(state.classes), self.config.class_rows)
         accepted: dict[str, dict[str, Any]] = {}
         refused: dict[str, str] = {}
         failed: dict[str, str] = {}
-        for answer in in_site_order(answers, list(self.weights)):
+        for answer in in_site_order(answers, sorted(self.weights if sites is None else sites)):
             if isinstance(answer, SiteFailure):
                 failed[answer.site] = answer.reason
                 continue
