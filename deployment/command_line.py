@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from deployment.errors import DeploymentError
@@ -40,3 +41,10 @@ def run_command(program: str, description: str, groups: Iterable[CommandGroup], 
     except KeyboardInterrupt:
         print(f"{program} {options.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def add_folder(command: argparse.ArgumentParser, default: str) -> None:
+    """Add `--folder`, where a consortium or a site keeps what is its own."""
+    command.add_argument(
+        "--folder", type=Path, default=Path(default), metavar="DIR", help="where it is kept (default ./%(default)s)"
+    )
