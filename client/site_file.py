@@ -18,6 +18,7 @@ LEAVES = {
     "seconds": "how long a round took here",
 }
 CODE = ("installed", "any")
+DEVICES = ("cpu",)
 FIRST_PORT, LAST_PORT = 1024, 65535
 
 
@@ -39,7 +40,7 @@ class SiteSettings:
 
     Attributes:
         data: folder with dataset.json, imagesTr/ and labelsTr/.
-        device: cpu, cuda or cuda:N.
+        device: on which it trains; the trainer knows the CPU only.
         threads: of PyTorch, 0 = as many as cores.
         port: of the SuperNode on the loopback address.
         epsilon_ceiling: a round that would spend more is refused, and so is any training without differential
@@ -77,7 +78,7 @@ def read_site_file(path: Path | str) -> SiteSettings:
     faults += [f"{key}: no such key; wanted some of {', '.join(known)}" for key in content if key not in known]
     settings = SiteSettings(
         data=_data(content.get("data"), path.parent, faults),
-        device=_device(content.get("device", "cpu"), faults),
+        device=_choice("device", content.get("device", DEVICES[0]), DEVICES, faults),
         threads=_integer("threads", content.get("threads", 0), 0, 1024, faults),
         port=_integer("port", content.get("port", 9094), FIRST_PORT, LAST_PORT, faults),
         epsilon_ceiling=_ceiling(content.get("epsilon_ceiling"), faults),
@@ -98,7 +99,7 @@ def write_site_file(path: Path, data: Path | None, port: int = 9094) -> None:
 # The folder with dataset.json, imagesTr/ and labelsTr/.
 data: {yaml.safe_dump(shown, default_style='"').strip()}
 
-# cpu, cuda or cuda:N; CPU threads (0 = as many as cores).
+# Where it trains (cpu is all that this release can), and with how many threads (0 = as many as cores).
 device: cpu
 threads: 0
 
@@ -130,13 +131,6 @@ def _data(value: Any, base: Path, faults: list[str]) -> Path:
     elif not os.access(folder, os.R_OK | os.X_OK):
         faults.append(f"data: {folder} cannot be read by this user")
     return folder
-
-
-def _device(value: Any, faults: list[str]) -> str:
-    name, _, number = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if value not in ("cpu", "cuda") and not (name == "cuda" and number.isdecimal()):
-        faults.append(f"device: found {value!r}, wanted cpu, cuda or cuda:N")
-    return str(value)
 
 
 def _integer(key: str, value: Any, low: int, high: int, faults: list[str]) -> int:

@@ -16,6 +16,8 @@ Commands = argparse._SubParsersAction  # what add_subparsers() returns; argparse
 class CommandGroup(Protocol):
     """A module of subcommands. Each sets `run`, a function from its options to an exit code.
 
+    Options hold `words` besides, the command line as it was typed, for commands that go on in the background.
+
     Heavy packages are imported inside `run`, so that `--help` and a mistyped word answer at once.
     """
 
@@ -33,6 +35,7 @@ def run_command(program: str, description: str, groups: Iterable[CommandGroup], 
     for group in groups:
         group.add_commands(commands)
     options = parser.parse_args(words)
+    options.words = list(sys.argv[1:] if words is None else words)
     try:
         return int(options.run(options))
     except DeploymentError as error:

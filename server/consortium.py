@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from deployment.certificates import certificate_pem, key_pem, new_key, read_certificate, read_key
 from deployment.errors import DeploymentError
 from deployment.files import EVERYONE_READS, make_private_folder, read_file, write_file
+from deployment.flower import LOOPBACK
 from deployment.kit import check_site_name
 from server.authority import Authority, alternative_name
 
@@ -199,7 +200,9 @@ def load_consortium(folder: Path | str) -> Consortium:
 def write_server_certificate(consortium: Consortium, authority: Authority) -> None:
     """A new key and certificate for the coordinator, in place of those before."""
     key = new_key()
-    certificate = authority.issue_server(consortium.hosts, key.public_key())
+    # Control and Runtime are spoken to on the loopback address, under the same certificate.
+    names = dict.fromkeys([*consortium.hosts, "localhost", LOOPBACK])
+    certificate = authority.issue_server(names, key.public_key())
     write_file(consortium.server_key, key_pem(key))
     write_file(consortium.server_certificate, certificate_pem(certificate), EVERYONE_READS)
 

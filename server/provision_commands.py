@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deployment.command_line import Commands, add_folder
+
+if TYPE_CHECKING:
+    from server.consortium import Consortium
 
 FLEET_PORT, SERVICE_PORT, FLOWER_PORT = 9443, 9444, 9092
 
@@ -110,6 +114,7 @@ def _accept(options: argparse.Namespace) -> int:
     print(f"{path}\nfingerprint {found}")
     if options.fingerprint is None:
         print(f"ask {options.name} by telephone whether theirs is the same; if not: dsm-server revoke {options.name}")
+    _settle(consortium)
     print(f"send this file to {options.name}, who runs `dsm-site join --certificate {path.name}`")
     return 0
 
@@ -118,8 +123,10 @@ def _revoke(options: argparse.Namespace) -> int:
     from server.consortium import load_consortium
     from server.provisioning import revoke
 
-    revoke(load_consortium(options.folder), options.name, options.reason)
+    consortium = load_consortium(options.folder)
+    revoke(consortium, options.name, options.reason)
     print(f"{options.name} is revoked")
+    _settle(consortium)
     return 0
 
 
@@ -141,3 +148,10 @@ def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 1 << 16:
         raise argparse.ArgumentTypeError(f"{text!r} is no port; wanted 1 to 65535")
     return int(text)
+
+
+def _settle(consortium: Consortium) -> None:
+    from server.control import settle_if_running
+
+    if settle_if_running(consortium):
+        print("the running SuperLink has been told")
