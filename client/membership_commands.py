@@ -68,11 +68,14 @@ def _rotate(options: argparse.Namespace) -> int:
 
 def _leave(options: argparse.Namespace) -> int:
     from client.membership import leave, load_site
+    from client.services import NAMES, place_of
+    from deployment.daemon import SUPERVISOR, stop_everything
 
     site = load_site(options.folder)
     if not options.yes and input(f"destroy the keys of {site.name} in {site.folder}? Type yes: ").strip() != "yes":
         print("nothing was changed")
         return 1
+    stop_everything(place_of(site), [SUPERVISOR], NAMES)
     leave(site)
     print(f"the keys of {site.name} are gone; ask the coordinator for `dsm-server revoke {site.name} --reason left`")
     return 0

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from dsm_core.config import compose_config
 from server.federation import open_federation
 from server.record import RunRecord
-
-OVERRIDES = "overrides"
+from server.run_config import read_node_names, read_overrides
 
 app = ServerApp()
 
@@ -19,9 +16,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One federated run of `config.sites` sites; every failure raises, so that the run's final status is `failed`."""
-    config = compose_config(shlex.split(str(context.run_config.get(OVERRIDES, ""))))
+    config = compose_config(read_overrides(context.run_config))
     record = RunRecord.create(config.out, config.name or f"flower-{context.run_id}")
-    federation = open_federation(grid, config, config.sites)
+    federation = open_federation(grid, config, config.sites, names=read_node_names(context.run_config))
     state = federation.run(grid, on_round=record.add_round)
     record.save(federation, state)
     print(f"{state.round} rounds done with {', '.join(federation.nodes)}; results in {record.folder}", flush=True)

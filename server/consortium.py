@@ -96,6 +96,11 @@ class Consortium:
         return self.folder / "flower"
 
     @property
+    def node_names(self) -> Path:
+        """JSON object, Flower's node id -> name of the accepted site; the ServerApp reads it."""
+        return self.flower_home / "nodes.json"
+
+    @property
     def fleet_address(self) -> str:
         """host:port that sites are told for Flower."""
         return f"{_bracketed(self.hosts[0])}:{self.fleet_port}"

@@ -5,6 +5,7 @@ The only importer of Flower's control client. Its interface is not public, hence
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from deployment.errors import DeploymentError
+from deployment.files import write_file
 from deployment.flower import LOOPBACK, is_port_taken
 from server.consortium import Consortium
 
@@ -115,8 +117,8 @@ def open_control(consortium: Consortium) -> Iterator[Control]:
         client.close()
 
 
-def settle_members(consortium: Consortium, control: Control) -> dict[str, int]:
-    """Make the SuperLink let in exactly the accepted sites; returns the node of each."""
+def settle_members(consortium: Consortium, control: Control) -> None:
+    """Make the SuperLink let in exactly the accepted sites, and write down the node of each."""
     wanted = {consortium.site_file(name, ".pub").read_bytes(): name for name in consortium.members()}
     found: dict[str, int] = {}
     for node in control.nodes():
@@ -127,7 +129,7 @@ def settle_members(consortium: Consortium, control: Control) -> dict[str, int]:
     for key, name in wanted.items():
         if name not in found:
             found[name] = control.register(name, key)
-    return found
+    write_file(consortium.node_names, json.dumps({f"{node}": name for name, node in found.items()}, indent=1) + "\n")
 
 
 def settle_if_running(consortium: Consortium) -> bool:

@@ -42,7 +42,7 @@ def add_commands(commands: Commands) -> None:
         nargs="?",
         const="commands",
         choices=("commands", "systemd"),
-        help="show the programs, and start nothing",
+        help="show what would run",
     )
     add_folder(start, "consortium")
     start.set_defaults(run=_start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from pathlib import Path
 from flwr.supercore.fab import Fab
 
 from deployment.errors import DeploymentError
+from dsm_core.config import ConfigError, compose_config
 from server.consortium import Consortium
 from server.control import Control, ControlFault, open_control, settle_members
+from server.run_config import pack_run
 
 POLL_S = 1.0
 SILENCE_S = 300.0  # the SuperLink may be down this long, as while it is started anew
 COMPLETED = "finished:completed"
-OVERRIDES, NODES = "overrides", "nodes"
 
 Say = Callable[[str], None]
 
@@ -50,8 +50,6 @@ def make_order(consortium: Consortium, keys: Sequence[str], sites: int | None, w
     Raises:
         DeploymentError: an unknown key, no member, fewer members than wanted, or a run folder that exists.
     """
-    from dsm_core.config import ConfigError, compose_config
-
     members = consortium.members()
     wanted = len(members) if sites is None else sites
     if not 0 < wanted <= len(members):
@@ -82,10 +80,9 @@ def run_to_the_end(consortium: Consortium, order: Order, fab: Fab, tend: Callabl
         RunFault: the run failed, or not enough sites connected in time.
     """
     with open_control(consortium) as control:
-        nodes = settle_members(consortium, control)
+        settle_members(consortium, control)
         _await_sites(control, order, tend, say)
-        words = {OVERRIDES: shlex.join(order.overrides), NODES: json.dumps(nodes)}
-        run = control.start_run(fab, words)
+        run = control.start_run(fab, pack_run(order.overrides, consortium.node_names))
     say(f"run {run} of {order.sites} sites; results go to {order.folder}")
     try:
         _await_end(consortium, run, order, tend, say)
