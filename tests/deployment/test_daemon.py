@@ -64,15 +64,19 @@ def test_programs_of_a_killed_supervisor_are_ended_too(place):
 
 
 def test_why_a_command_did_not_become_ready_is_told(place):
-    with pytest.raises(DeploymentError, match="^no such kit$"):
+    with pytest.raises(DeploymentError, match=r"^no such kit$"):
         go_on_in_background(place, "fails", [], 120)
     with pytest.raises(DeploymentError, match=r"was not ready within 0.2 s"):
         go_on_in_background(place, "sleeps", [], 0.2)
 
 
 def test_a_request_to_end_is_an_exception_once():
-    with pytest.raises(Ended, match="SIGTERM"), endable():
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def asked_twice():
+        with endable():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Ended, match="SIGTERM"):
+        asked_twice()

@@ -88,7 +88,7 @@ def test_a_start_that_fails_says_what_it_means_and_stops_the_others(supervise, t
 def test_silence_has_a_deadline(supervise, monkeypatch):
     monkeypatch.setattr(supervision, "START_TIMEOUT_S", 0.3)
     supervisor = supervise(service(SLEEPS, is_ready=lambda _: False))
-    with pytest.raises(DeploymentError, match="one is not ready after 0.3 s"):
+    with pytest.raises(DeploymentError, match=r"one is not ready after 0\.3 s"):
         supervisor.start()
 
 
