@@ -76,12 +76,14 @@ def enrol(
     timeout_s: float,
     held_out: float = 0.0,
     on_wait: Callable[[], None] = lambda: None,
+    names: Mapping[int, str] | None = None,
 ) -> Enrolment:
     """The label contract of every node, checked against each other.
 
     Args:
         held_out: share of its cases that a site keeps out of training, and out of its contract.
         on_wait: called again and again while an answer is awaited.
+        names: the site that each node was registered as, where that is known: no site speaks for another then.
 
     Raises:
         FederationError: a node does not answer, answers with an error, or two nodes give one site name; all at once.
@@ -96,6 +98,8 @@ def enrol(
         if isinstance(contract, str):
             faults.append(f"node {node}: {contract}")
             continue
+        if names and contract.site != names.get(node):
+            faults.append(f"node {node} is registered as site {names.get(node)!r} and calls itself {contract.site!r}")
         if contract.site in found:
             faults.append(f"nodes {found[contract.site][0]} and {node} both call themselves site {contract.site!r}")
         found[contract.site] = (node, contract)

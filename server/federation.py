@@ -128,6 +128,7 @@ def open_federation(
     connect_timeout_s: float = 120.0,
     saved: SavedState | None = None,
     waiting: Waiting | None = None,
+    names: Callable[[], Mapping[int, str]] | None = None,
 ) -> Federation:
     """Wait for the sites, enrol them, and send them the text space.
 
@@ -137,6 +138,7 @@ def open_federation(
         saved: a state to go on from: its contracts and its text space hold, and a site whose contract has changed
             since is turned away. Sites that do not come back in time are missing, and the quorum decides.
         waiting: is told that sites are awaited.
+        names: the site that each node is registered as by now, see `enrol`; None where nobody is registered.
 
     Raises:
         FederationError: too few sites, or one that cannot enrol.
@@ -146,12 +148,12 @@ def open_federation(
     if saved is None:
         waiting.begin("connecting", 0, config.rounds, [], connect_timeout_s)
         nodes = wait_for_sites(grid, sites, connect_timeout_s, waiting.tick)
-        members = _first_members(grid, config, nodes, classes, waiting)
+        members = _first_members(grid, config, nodes, classes, waiting, names() if names else None)
     else:
         members = Members(
             {}, saved.contracts, _with_encoder(saved.text, config), QueryFedAvg(config.server, saved.contracts)
         )
-    membership = Membership(grid, config, members)
+    membership = Membership(grid, config, members, names)
     if saved is not None:
         waiting.begin("connecting", saved.state.round, config.rounds, members.contracts, connect_timeout_s)
         membership.reconnect(connect_timeout_s, waiting.tick)
@@ -164,11 +166,16 @@ def open_federation(
 
 
 def _first_members(
-    grid: Grid, config: Config, nodes: list[int], classes: Iterable[ClassInfo], waiting: Waiting
+    grid: Grid,
+    config: Config,
+    nodes: list[int],
+    classes: Iterable[ClassInfo],
+    waiting: Waiting,
+    names: Mapping[int, str] | None,
 ) -> Members:
     timeout_s = config.server.round_timeout_s
     waiting.begin("enrolling", 0, config.rounds, [f"node {node}" for node in nodes], timeout_s)
-    enrolment = enrol(grid, nodes, timeout_s, config.data.held_out, waiting.tick)
+    enrolment = enrol(grid, nodes, timeout_s, config.data.held_out, waiting.tick, names)
     labelled = {info.name: info for info in contract_classes(list(enrolment.contracts.values()))}
     text = build_text_space(({info.name: info for info in classes} | labelled).values(), config.text)
     for site, reason in deliver_text(grid, enrolment.nodes, text, timeout_s).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -30,8 +30,11 @@ class Membership:
         members: who takes part now.
     """
 
-    def __init__(self, grid: Grid, config: Config, members: Members) -> None:
+    def __init__(
+        self, grid: Grid, config: Config, members: Members, names: Callable[[], Mapping[int, str]] | None = None
+    ) -> None:
         self.members = members
+        self._names = names
         self._grid, self._config = grid, config
         self._asked: list[tuple[Exchange, set[int]]] = []
         self._answers: list[tuple[int, LabelContract | str]] = []
@@ -72,6 +75,8 @@ class Membership:
             try:
                 if isinstance(answer, str):
                     raise TurnedAway(answer)
+                if self._names and answer.site != (registered := self._names().get(node)):
+                    raise TurnedAway(f"it is registered as site {registered!r} and calls itself {answer.site!r}")
                 self.members, state = let_in(before, state, node, answer, connected)
             except TurnedAway as reason:
                 self._turned_away[node] = time.monotonic()
