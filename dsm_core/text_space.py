@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from dsm_core.classes import ATLAS, ClassInfo, ClassKind, normalise_name
 from dsm_core.config import TextConfig
+from dsm_core.durable import replace_file
 from dsm_core.hashed_words import HASHED_WORDS, HashedWords, TextSpaceError
 from dsm_core.text_encoders import SavedEmbeddings, TextEncoder, load_encoder
 
@@ -118,13 +118,14 @@ class TextSpace:
             known |= dict(zip(unknown, centred(raw, self.mean, unknown), strict=True))
         return torch.stack([known[name] for name in wanted]) if wanted else self.vectors[:0]
 
-    def with_encoder(self, config: TextConfig) -> TextSpace:
-        """The same text space with an encoder for new phrases.
+    def with_encoder(self, encoder: TextConfig | TextEncoder) -> TextSpace:
+        """The same text space with an encoder for new phrases, loaded already or still to be loaded.
 
         Raises:
             TextSpaceError: the encoder is not available, or does not reproduce the bank's own vectors.
         """
-        encoder = load_encoder(config)
+        if isinstance(encoder, TextConfig):
+            encoder = load_encoder(encoder)
         raw = encoder.encode(self.names[:1])
         same_width = raw.shape[1] == self.width
         likeness = float(centred(raw, self.mean, self.names[:1]) @ self.vectors[0]) if same_width else 0.0
@@ -172,9 +173,7 @@ class TextSpace:
 
     def save(self, path: Path) -> None:
         """Write the text space to a file; never half of it."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(self.to_bytes())
-        os.replace(partial, path)
+        replace_file(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: Path) -> TextSpace:
