@@ -10,6 +10,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.memory import keep_moments, keep_text, kept_text, recall_moments
+from client.trail import records_what_leaves
 from client.training import site_session, train_round
 from client.whereabouts import site_dir
 from dsm_core.config import ConfigError
@@ -47,6 +48,7 @@ def _answers_faults(handler: Handler) -> Handler:
 
 
 @app.query("enrol")
+@records_what_leaves
 @_answers_faults
 def enrol(message: Message, context: Context) -> Message:
     """Label contract of this site."""
@@ -56,6 +58,7 @@ def enrol(message: Message, context: Context) -> Message:
 
 
 @app.query("text")
+@records_what_leaves
 @_answers_faults
 def text(message: Message, context: Context) -> Message:
     """Keep the server's text space; its content must have the hash that the server states."""
@@ -64,6 +67,7 @@ def text(message: Message, context: Context) -> Message:
 
 
 @app.train()
+@records_what_leaves
 @_answers_faults
 def train(message: Message, context: Context) -> Message:
     """One round of local training."""

@@ -73,18 +73,3 @@ class Admission:
                 f"site {site!r} does not belong to this consortium; ask the coordinator to add it",
             )
         return site
-
-
-def revoked_serials(pem: bytes, authority: x509.Certificate) -> frozenset[int]:
-    """Serial numbers in a certificate revocation list (RFC 5280, PEM).
-
-    Raises:
-        TlsError: it cannot be read, or the authority did not sign it.
-    """
-    try:
-        revocations = x509.load_pem_x509_crl(pem)
-    except ValueError as error:
-        raise TlsError(f"the revocation list cannot be read (PEM): {error}") from error
-    if not revocations.is_signature_valid(authority.public_key()):  # type: ignore[arg-type]
-        raise TlsError("the revocation list was not signed by the consortium's authority; make it anew")
-    return frozenset(entry.serial_number for entry in revocations)

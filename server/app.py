@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from dsm_core.config import compose_config
+from server.banks import BANKS, Banks
 from server.federation import open_federation
 from server.record import RunRecord
+from server.trail import Trail
 
 OVERRIDES = "overrides"
+CONSORTIUM_DIR = "consortium-dir"  # run config of a deployed run: the folder whose text spaces the service hands out
 
 app = ServerApp()
 
@@ -21,7 +25,13 @@ def main(grid: Grid, context: Context) -> None:
     """One federated run of `config.sites` sites; every failure raises, so that the run's final status is `failed`."""
     config = compose_config(shlex.split(str(context.run_config.get(OVERRIDES, ""))))
     record = RunRecord.create(config.out, config.name or f"flower-{context.run_id}")
-    federation = open_federation(grid, config, config.sites)
-    state = federation.run(grid, on_round=record.add_round)
+    home = str(context.run_config.get(CONSORTIUM_DIR, ""))
+    trail = Trail(Path(home) if home else None, f"{context.run_id}")
+    with trail.failures():
+        federation = open_federation(grid, config, config.sites)
+        if home:
+            Banks(Path(home) / BANKS).put(federation.text)
+        trail.begin(federation)
+        state = federation.run(grid, on_round=trail.each(record.add_round))
     record.save(federation, state)
     print(f"{state.round} rounds done with {', '.join(federation.nodes)}; results in {record.folder}", flush=True)

@@ -11,6 +11,7 @@ from dsm_core.durable import replace_file
 from dsm_core.text_encoders import TextEncoder, load_encoder
 from dsm_core.text_space import TextSpace, TextSpaceError
 
+BANKS = "banks"  # its folder in the consortium's
 _CURRENT = "current"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _KEPT = 8  # text spaces held in memory

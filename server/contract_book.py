@@ -45,13 +45,17 @@ class ContractBook:
         before = set(find_conflicts(others))
         return [reason for reason in find_conflicts([*others, contract]) if reason not in before]
 
-    def enrol(self, contract: LabelContract) -> list[str]:
+    def enrol(self, contract: LabelContract, record: Callable[[list[str]], None] = lambda reasons: None) -> list[str]:
         """Enrol a site where its contract contradicts no other; otherwise the reasons, and nothing changes.
 
         A site that enrols again replaces its own contract, so a call that is repeated changes nothing.
+
+        Args:
+            record: told of the reasons before anything is kept; what it raises stops the enrolment.
         """
         with self._lock:
             reasons = self.conflicts(contract)
+            record(reasons)
             if not reasons:
                 book = {**self.contracts(), contract.site: contract}
                 content = json.dumps([book[site].to_dict() for site in sorted(book)], sort_keys=True)

@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 
 from server.admission import Admission, Refusal
+from strategies.audit import AuditError, AuditLog
 
 log = logging.getLogger(__name__)
 
-OnRefusal = Callable[[str, str, str], None]  # site or "unknown", method, reason
 _STREAMS, _STREAMS_OF_A_SITE = 24, 4  # a stream holds one of the service's threads for as long as it lasts
 _REPEATS_AFTER_S = 60.0
 _REMEMBERED = 1000
@@ -29,13 +29,13 @@ class _Unreadable:
 class Gatekeeper(grpc.ServerInterceptor):
     """Lets in sites of the consortium only; turns `Refusal` into a status, and any other error into a bare one."""
 
-    def __init__(self, admission: Admission, on_refusal: OnRefusal = lambda site, method, reason: None) -> None:
+    def __init__(self, admission: Admission, audit: AuditLog | None = None) -> None:
         """Set the rule.
 
         Args:
-            on_refusal: told of refusals; of the same one no more than once a minute, or a site could fill the disk.
+            audit: where refusals are recorded; the same one no more than once a minute, or a site could fill the disk.
         """
-        self._admission, self._on_refusal = admission, on_refusal
+        self._admission, self._audit = admission, audit
         self._told: dict[tuple[str, str, str], float] = {}
         self._streams: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -105,8 +105,16 @@ class Gatekeeper(grpc.ServerInterceptor):
         now, refused = time.monotonic(), (site, method, refusal.reason)
         if now - self._told.get(refused, -_REPEATS_AFTER_S) >= _REPEATS_AFTER_S:
             self._told = dict([*self._told.items(), (refused, now)][-_REMEMBERED:])
-            self._on_refusal(*refused)
+            self._record(*refused)
         context.abort(refusal.code, refusal.reason)
+
+    def _record(self, site: str, method: str, reason: str) -> None:
+        if self._audit is None:
+            return
+        try:
+            self._audit.record("refused", site=site, call=method, reason=reason)
+        except AuditError as error:  # the refusal stands, recorded or not
+            log.error("%s", error)
 
 
 def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

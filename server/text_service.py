@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from dsm_core.data import ContractError, LabelContract
 from dsm_core.text_space import TextSpace, TextSpaceError
@@ -18,20 +17,11 @@ from server import progress
 from server.admission import Admission, Refusal
 from server.banks import Banks
 from server.contract_book import ContractBook
-from server.gatekeeper import Gatekeeper, OnRefusal
 from strategies import consortium
+from strategies.audit import AuditLog, Head
 from strategies.messages import PROTOCOL
 from strategies.proto import consortium_pb2 as wire
-from strategies.proto.consortium_pb2_grpc import ConsortiumServicer, add_ConsortiumServicer_to_server
-from strategies.tls import TlsFiles
-
-_WORKERS = 32  # more than the gatekeeper's streams, each of which holds one
-_CALLS = 64  # at once, waiting ones included; more are refused with RESOURCE_EXHAUSTED
-SERVICE = wire.DESCRIPTOR.services_by_name["Consortium"].full_name
-
-
-class ServiceError(RuntimeError):
-    """The service cannot be started; the message says what to change."""
+from strategies.proto.consortium_pb2_grpc import ConsortiumServicer
 
 
 @dataclass(frozen=True)
@@ -40,6 +30,7 @@ class Desk:
 
     Attributes:
         runs: folder of run folders, for `Watch`.
+        audit: where enrolments and refusals are recorded; an enrolment that cannot be is refused.
         watch_lease_s: a progress stream is ended after so many seconds, and asked for again.
     """
 
@@ -47,6 +38,7 @@ class Desk:
     banks: Banks
     contracts: ContractBook
     runs: Path
+    audit: AuditLog | None = None
     watch_lease_s: float = consortium.WATCH_LEASE_S
 
 
@@ -65,6 +57,7 @@ class TextService(ConsortiumServicer):
             flower=consortium.release("flwr"),
             bank_hash=self._desk.banks.current_hash(),
             site=self._desk.admission.caller(context),
+            audit_head=_wire_head(self._desk.audit.head()) if self._desk.audit else None,
         )
 
     def GetBank(self, request: wire.GetBankRequest, context: grpc.ServicerContext) -> Iterator[wire.BankPart]:
@@ -105,8 +98,23 @@ class TextService(ConsortiumServicer):
                 f"site {site!r} holds text space {request.bank_hash[:12]}, the coordinator {current[:12]}; "
                 "fetch it with `dsm-site bank`"
             )
-        reasons += self._desk.contracts.conflicts(contract) if reasons else self._desk.contracts.enrol(contract)
-        return wire.EnrolReply(is_accepted=not reasons, reasons=reasons, sites=sorted(self._desk.contracts.contracts()))
+        heads: list[wire.AuditHead] = []
+
+        def record(conflicts: list[str]) -> None:
+            if self._desk.audit is not None:
+                heads.append(_record_enrolment(self._desk.audit, site, request, [*reasons, *conflicts]))
+
+        if reasons:  # not enrolled whatever else is found, and yet told everything
+            conflicts = self._desk.contracts.conflicts(contract)
+            record(conflicts)
+        else:
+            conflicts = self._desk.contracts.enrol(contract, record)
+        return wire.EnrolReply(
+            is_accepted=not reasons + conflicts,
+            reasons=reasons + conflicts,
+            sites=sorted(self._desk.contracts.contracts()),
+            audit_head=heads[0] if heads else None,
+        )
 
     def Watch(self, request: wire.WatchRequest, context: grpc.ServicerContext) -> Iterator[wire.Progress]:
         """Rounds of a run as they are done."""
@@ -135,62 +143,19 @@ class TextService(ConsortiumServicer):
         return space
 
 
-class RunningService:
-    """A service that listens; a context manager that stops it."""
-
-    def __init__(self, server: grpc.Server, port: int, health_service: health.HealthServicer) -> None:
-        self._server, self.port, self._health = server, port, health_service
-
-    def __enter__(self) -> RunningService:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self, grace_s: float = 2.0) -> None:
-        """Report NOT_SERVING, let calls end for `grace_s` seconds, and end the rest."""
-        self._health.enter_graceful_shutdown()
-        self._server.stop(grace_s).wait(grace_s + 5)
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Until the service is stopped; True where the time was over before."""
-        return self._server.wait_for_termination(timeout_s)
-
-
-def serve(
-    desk: Desk, tls: TlsFiles, address: str = "127.0.0.1:0", on_refusal: OnRefusal = lambda site, method, reason: None
-) -> RunningService:
-    """Start the service and return at once.
-
-    Args:
-        tls: the consortium's authority, and the coordinator's certificate and key.
-        address: host and port to listen on; port 0 takes a free one.
-        on_refusal: told of refused calls, with site, method and reason.
-
-    Raises:
-        TlsError: the coordinator's certificate cannot be used.
-        ServiceError: the address is taken or is none of this machine.
-    """
-    pems = tls.read()
-    credentials = grpc.ssl_server_credentials([(pems.key, pems.certificate)], pems.ca, require_client_auth=True)
-    server = grpc.server(
-        ThreadPoolExecutor(_WORKERS, "consortium"),
-        interceptors=[Gatekeeper(desk.admission, on_refusal)],
-        options=[
-            ("grpc.max_receive_message_length", consortium.MAX_REQUEST_BYTES),
-            ("grpc.max_send_message_length", consortium.MAX_REPLY_BYTES),
-            ("grpc.so_reuseport", 0),  # or a second service would take half of the calls
-        ],
-        maximum_concurrent_rpcs=_CALLS,
+def _record_enrolment(log: AuditLog, site: str, request: wire.EnrolRequest, reasons: list[str]) -> wire.AuditHead:
+    """Record the site's contract, with the end of the site's own log as a witness; returns the end of this one."""
+    theirs = Head(request.audit_head.records, request.audit_head.hash) if request.HasField("audit_head") else None
+    head = log.record(
+        "enrolment refused" if reasons else "enrolled",
+        site=site,
+        contract=hashlib.sha256(request.contract_json.encode()).hexdigest(),
+        bank=request.bank_hash,
+        reasons=reasons,
+        site_log=f"{theirs}" if theirs else None,
     )
-    add_ConsortiumServicer_to_server(TextService(desk), server)
-    health_service = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    for name in ("", SERVICE):
-        health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
-    try:
-        port = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise ServiceError(f"the service cannot listen on {address}; free the port, or choose another") from error
-    server.start()
-    return RunningService(server, port, health_service)
+    return _wire_head(head)
+
+
+def _wire_head(head: Head) -> wire.AuditHead:
+    return wire.AuditHead(records=head.records, hash=head.hash)

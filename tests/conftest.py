@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,17 +44,6 @@ class Authority:
         files.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return files
 
-    def revocation_list(self, *revoked: TlsFiles) -> bytes:
-        """A revocation list (PEM) that names these certificates."""
-        now = datetime.now(UTC)
-        builder = x509.CertificateRevocationListBuilder().issuer_name(_name(self.name))
-        builder = builder.last_update(now).next_update(now + timedelta(days=30))
-        for files in revoked:
-            serial = x509.load_pem_x509_certificate(files.certificate.read_bytes()).serial_number
-            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
-            builder = builder.add_revoked_certificate(entry)
-        return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
-
     def _sign(self, name, key, issuer, from_days, to_days, is_ca=False, is_server=False):
         now = datetime.now(UTC)
         builder = (
@@ -75,6 +65,10 @@ class Authority:
             names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self.key, hashes.SHA256())
+
+
+def _serial(files):
+    return x509.load_pem_x509_certificate(files.certificate.read_bytes()).serial_number
 
 
 def _name(name):
@@ -100,32 +94,38 @@ class Coordinator:
         from dsm_core.classes import ATLAS
         from dsm_core.config import TextConfig
         from dsm_core.text_space import build_text_space
-        from server.admission import Admission, revoked_serials
+        from server.admission import Admission
         from server.banks import Banks
         from server.contract_book import ContractBook
-        from server.text_service import Desk, serve
+        from server.serving import serve
+        from server.text_service import Desk
+        from strategies.audit import AuditLog
 
-        self.refusals, self.revoked, self.sites = [], [], {"north", "south"}
+        self.revoked, self.sites = [], {"north", "south"}
+        self.audit = AuditLog(folder / "audit.jsonl")
         self.space = build_text_space([ATLAS["liver"], ATLAS["spleen"]], TextConfig())
 
-        def serials():
-            return revoked_serials(authority.revocation_list(*self.revoked), authority.certificate)
-
         self.desk = Desk(
-            Admission(lambda: self.sites, serials),
+            Admission(lambda: self.sites, lambda: {_serial(files) for files in self.revoked}),
             Banks(folder / "banks"),
             ContractBook(folder / "contracts.json", lambda site: site in self.sites),
             folder / "runs",
+            self.audit,
             watch_lease_s=0.5,
         )
         self.desk.runs.mkdir(parents=True)
         self.desk.banks.put(self.space)
         self.own = authority.issue("coordinator", is_server=True)
-        self.start = lambda address="127.0.0.1:0": serve(
-            self.desk, self.own, address, lambda *refused: self.refusals.append(refused)
-        )
+        self.start = lambda address="127.0.0.1:0": serve(self.desk, self.own, address)
         self.service = self.start()
         self.address = f"localhost:{self.service.port}"
+
+    def recorded(self, event):
+        """Facts of the records of one kind in the coordinator's audit log."""
+        if not self.audit.path.exists():
+            return []
+        records = map(json.loads, self.audit.path.read_text().splitlines())
+        return [record["facts"] for record in records if record["event"] == event]
 
     def channel(self, files):
         """A channel that checks nothing beforehand, as an attacker's would."""

@@ -17,8 +17,9 @@ from dsm_core.config import TextConfig
 from dsm_core.data import ClassContract, LabelContract
 from dsm_core.text_space import TextSpace, build_text_space
 from server.contract_book import ContractBook
-from server.text_service import ServiceError, serve
+from server.serving import ServiceError, serve
 from strategies import consortium
+from strategies.audit import Head
 from strategies.proto import consortium_pb2 as wire
 from strategies.proto.consortium_pb2_grpc import ConsortiumStub
 from strategies.tls import TlsError
@@ -128,6 +129,27 @@ def test_enrolment_is_kept_and_may_be_repeated(coordinator, stub):
     assert ContractBook(coordinator.desk.contracts.path).contracts() == {"north": NORTH}
 
 
+def test_enrolment_puts_the_end_of_each_log_into_the_other(coordinator, stub):
+    request = enrolment(NORTH)
+    request.audit_head.CopyFrom(wire.AuditHead(records=7, hash="a" * 64))
+    reply = stub.Enrol(request, timeout=10)
+    (record,) = coordinator.recorded("enrolled")
+    assert (record["site"], record["site_log"], record["reasons"]) == ("north", "7:" + "a" * 64, [])
+    told = Head(reply.audit_head.records, reply.audit_head.hash)
+    assert coordinator.audit.verify(told).is_intact
+    about = stub.About(wire.AboutRequest(), timeout=10).audit_head
+    assert Head(about.records, about.hash) == told
+
+
+def test_enrolment_that_cannot_be_recorded_is_refused(coordinator, stub):
+    coordinator.audit.record("began")
+    coordinator.audit.path.write_text("")
+    code, reason = refused(stub.Enrol, enrolment(NORTH))
+    assert code is grpc.StatusCode.INTERNAL
+    assert reason == "AuditError at the coordinator; its own log has the details"
+    assert coordinator.desk.contracts.contracts() == {}
+
+
 def test_conflicting_contract_is_refused_with_every_reason_and_both_sites(coordinator, stub, authority):
     stub.Enrol(enrolment(NORTH), timeout=10)
     with coordinator.channel(authority.issue("south")) as channel:
@@ -183,7 +205,9 @@ def test_revoked_site_is_refused_on_an_open_connection_and_once_in_the_record(co
         code, reason = refused(call, request)
         assert code is grpc.StatusCode.PERMISSION_DENIED
         assert "of site 'north' was revoked" in reason
-    assert [(site, method) for site, method, _ in coordinator.refusals] == [("north", "About")]
+    (refusal,) = coordinator.recorded("refused")
+    assert (refusal["site"], refusal["call"]) == ("north", "About")
+    assert "was revoked" in refusal["reason"]
 
 
 def test_revocation_ends_a_progress_stream(coordinator, stub, north):
@@ -221,7 +245,7 @@ def test_wrong_authority_expired_certificate_and_plain_text_never_reach_a_call(
         with channel:
             code, _ = refused(ConsortiumStub(channel).About, wire.AboutRequest())
             assert code is grpc.StatusCode.UNAVAILABLE
-    assert coordinator.refusals == []
+    assert coordinator.recorded("refused") == []
 
 
 def test_watch_tells_names_to_all_and_reasons_to_the_site_itself(coordinator, stub, authority):
