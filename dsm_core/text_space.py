@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ class TextSpace:
         phrases: further names whose vectors travel along, so that a site without the encoder can query them.
         phrase_vectors: (m, E) float32, centred, unit length.
         phrase_encoder: encodes any other phrase; None where the encoder is not at hand. Not part of the content.
+        taught: vectors of phrases that were encoded elsewhere, (E,) each. Not part of the content.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -50,6 +51,7 @@ class TextSpace:
     phrases: tuple[str, ...] = ()
     phrase_vectors: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     phrase_encoder: TextEncoder | None = field(default=None, repr=False)
+    taught: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TextSpace) and self.hash == other.hash
@@ -102,21 +104,34 @@ class TextSpace:
         Raises:
             TextSpaceError: a phrase is empty, or it is not in the bank and the bank's encoder is not at hand.
         """
-        known = dict(zip(self.phrases, self.phrase_vectors, strict=True))
-        known |= {name: self.vectors[row] for name, row in self._rows.items()}
+        known = self._known()
         wanted = [normalise_name(phrase) for phrase in phrases]
-        if "" in wanted:
-            raise TextSpaceError("a text query needs words; found an empty phrase")
-        unknown = list(dict.fromkeys(name for name in wanted if name not in known))
-        if unknown:
+        if unknown := self.unknown(phrases):
             if self.phrase_encoder is None:
                 raise TextSpaceError(
                     f"the text space does not hold {', '.join(map(repr, unknown))} and its encoder "
-                    f"({self.encoder}) is not at hand here; give its weights, or query one of {', '.join(self.names)}"
+                    f"({self.encoder}) is not at hand here; have them encoded with `dsm-site encode`, give its "
+                    f"weights, or query one of {', '.join(self.names)}"
                 )
             raw = self.phrase_encoder.encode(unknown)
             known |= dict(zip(unknown, centred(raw, self.mean, unknown), strict=True))
         return torch.stack([known[name] for name in wanted]) if wanted else self.vectors[:0]
+
+    def unknown(self, phrases: Sequence[str]) -> list[str]:
+        """Those phrases, in the form in which they are known, that only an encoder can give a vector.
+
+        Raises:
+            TextSpaceError: a phrase is empty.
+        """
+        wanted = [normalise_name(phrase) for phrase in phrases]
+        if "" in wanted:
+            raise TextSpaceError("a text query needs words; found an empty phrase")
+        known = self._known()
+        return list(dict.fromkeys(name for name in wanted if name not in known))
+
+    def _known(self) -> dict[str, Tensor]:
+        further = dict(zip(self.phrases, self.phrase_vectors, strict=True))
+        return {**self.taught, **further, **{name: self.vectors[row] for name, row in self._rows.items()}}
 
     def with_encoder(self, encoder: TextConfig | TextEncoder) -> TextSpace:
         """The same text space with an encoder for new phrases, loaded already or still to be loaded.
