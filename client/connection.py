@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from strategies.tls import TlsError, TlsFiles
+if TYPE_CHECKING:
+    from strategies.tls import TlsFiles
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,8 @@ def tls_files(options: argparse.Namespace) -> TlsFiles | None:
     Raises:
         TlsError: some were, and others not.
     """
+    from strategies.tls import TlsError, TlsFiles  # here, so that a command line is understood before Flower is loaded
+
     files = {name: getattr(options, name) for name in ("ca", "certificate", "key")}
     missing = [f"--{name}" for name, path in files.items() if path is None]
     if len(missing) == len(files):
