@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 
 from client.memory import keep_moments, keep_text, kept_text, recall_moments
 from client.permission import allowed_metrics, check_order
+from client.trail import records_what_leaves
 from client.training import site_session, train_round, training_cases
 from client.whereabouts import site_name, site_settings
 from dsm_core.config import ConfigError
@@ -49,6 +50,7 @@ def _answers_faults(handler: Handler) -> Handler:
 
 
 @app.query("enrol")
+@records_what_leaves
 @_answers_faults
 def enrol(message: Message, context: Context) -> Message:
     """Label contract of this site, over the cases that it trains on."""
@@ -60,6 +62,7 @@ def enrol(message: Message, context: Context) -> Message:
 
 
 @app.query("text")
+@records_what_leaves
 @_answers_faults
 def text(message: Message, context: Context) -> Message:
     """Keep the server's text space; its content must have the hash that the server states."""
@@ -68,6 +71,7 @@ def text(message: Message, context: Context) -> Message:
 
 
 @app.train()
+@records_what_leaves
 @_answers_faults
 def train(message: Message, context: Context) -> Message:
     """One round of local training."""

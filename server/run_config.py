@@ -10,12 +10,13 @@ from typing import Any
 
 OVERRIDES = "overrides"  # KEY=VALUE words, quoted as in a shell
 NODE_NAMES = "node-names"  # a file of the coordinator: which node is which site; empty in a simulation
-KEYS = (OVERRIDES, NODE_NAMES, "sites-dir")
+CONSORTIUM_DIR = "consortium-dir"  # the coordinator's folder: text spaces to hand out, audit log; empty in a simulation
+KEYS = (OVERRIDES, NODE_NAMES, CONSORTIUM_DIR, "sites-dir")
 
 
-def pack_run(overrides: Sequence[str], node_names: Path) -> dict[str, str]:
+def pack_run(overrides: Sequence[str], node_names: Path, folder: Path) -> dict[str, str]:
     """The run configuration of a deployed run."""
-    return {OVERRIDES: shlex.join(overrides), NODE_NAMES: f"{node_names}"}
+    return {OVERRIDES: shlex.join(overrides), NODE_NAMES: f"{node_names}", CONSORTIUM_DIR: f"{folder}"}
 
 
 def read_overrides(run_config: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from dsm_core.config import Config, TextConfig
 from dsm_core.text_growth import grow_text_space
 from dsm_core.text_space import build_text_space
 from strategies import messages
+from strategies.manifest import manifest
 
 ARRAYS = {"encoder": np.zeros(3, np.float32)}
 
@@ -241,3 +242,61 @@ def test_partition_finds_its_folder_and_one_too_many_is_named(folder):
 
     assert messages.unpack_contract(partition(0).content)["site"] == "mercy"
     assert "node 1 and sites-dir holds 1 site folders" in partition(1).error.reason
+
+
+# The audit log: what leaves is recorded first, and unrecorded nothing leaves.
+
+
+@pytest.fixture
+def audited(folder, tmp_path):
+    """A node of the site that keeps an audit log, and the log's records."""
+    path = tmp_path / "site" / "audit.jsonl"
+    context = node(folder)
+    context.node_config["audit"] = str(path)
+    return context, lambda: [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_audit_log_tells_what_left_and_what_was_refused(audited, bank, processes):
+    context, records = audited
+    contract = ask(context, messages.pack_enrol(), messages.ENROL)
+    deliver(context, bank)
+    ask(context, order("0" * 64), messages.TRAIN)
+    ask(context, order(bank.hash, 1), messages.TRAIN)
+    ask(context, order(bank.hash, 2), messages.TRAIN)
+    enrolled, received, refused, first, second = records()
+    assert [record["event"] for record in records()] == ["left", "left", "refused", "left", "left"]
+    sent = contract.content.config_records["order"]["contract"]
+    assert enrolled["facts"]["values"]["contract"]["bytes"] == len(json.dumps(sent))
+    assert received["facts"]["bank"] == first["facts"]["bank"] == bank.hash
+    assert (refused["facts"]["bank"], refused["facts"]["code"]) == ("0" * 64, messages.TEXT_CODE)
+    assert first["facts"]["tensors"] == 1
+    assert first["facts"]["names"] == ["encoder float32 3"]
+    assert first["facts"]["metrics"] == ["loss", "num-cases"]
+    assert len(first["facts"]["configuration"]) == 64
+    assert "names" not in second["facts"]
+    assert second["facts"]["layout"] == first["facts"]["layout"]
+    assert "doe" not in json.dumps(records())
+
+
+def test_server_and_site_describe_equal_tensors_alike(audited, bank, processes):
+    context, records = audited
+    deliver(context, bank)
+    reply = ask(context, order(bank.hash), messages.TRAIN)
+    arrived = messages.pack_arrays(messages.unpack_trained(reply.content)[0])
+    assert manifest(RecordDict({"arrays": arrived}))["content"] == records()[-1]["facts"]["content"]
+
+
+def test_nothing_leaves_a_site_whose_audit_log_cannot_be_written(audited, bank, processes, tmp_path):
+    context, _ = audited
+    deliver(context, bank)
+    path = tmp_path / "site" / "audit.jsonl"
+    path.write_bytes(path.read_bytes()[:-2] + b"\n")
+    reply = ask(context, order(bank.hash), messages.TRAIN)
+    assert reply.error.code == messages.FAULT_CODE
+    assert "audit log cannot be written, so nothing leaves" in reply.error.reason
+    assert str(tmp_path) not in reply.error.reason
+
+
+def test_no_audit_log_is_kept_where_none_is_configured(folder, bank, tmp_path):
+    deliver(node(folder), bank)
+    assert not list(tmp_path.rglob("audit*"))

@@ -11,9 +11,11 @@ import client.app as site_app
 from dsm_core.checkpoint import load_checkpoint
 from dsm_core.config import ConfigError
 from server.app import app
+from server.banks import Banks
 from server.enrolment import ContractConflict
 from server.rounds import RoundError
 from simulations.grid import run_in_process
+from strategies.audit import AuditLog
 
 
 def make_site(root, name, classes, declared=None):
@@ -56,9 +58,9 @@ def training(monkeypatch):
     return change
 
 
-def run(sites, out, *further):
+def run(sites, out, *further, consortium=""):
     overrides = f"rounds=2 sites={len(sites)} text.encoder=offline name=trial 'out={out}' " + " ".join(further)
-    return run_in_process(app, site_app.app, sites, {"overrides": overrides})
+    return run_in_process(app, site_app.app, sites, {"overrides": overrides, "consortium-dir": f"{consortium}"})
 
 
 def test_run_leaves_history_and_checkpoint(sites, training, tmp_path):
@@ -80,6 +82,36 @@ def test_every_site_failing_is_an_error_and_no_checkpoint(sites, training, tmp_p
     with pytest.raises(RoundError, match=r"0 of 2 sites .*north: refused.*south: refused"):
         run(sites, tmp_path)
     assert not (tmp_path / "trial" / "checkpoints").exists()
+
+
+def audit_of(folder):
+    return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+
+
+def test_run_of_a_consortium_leaves_an_audit_log_and_its_text_space(sites, training, tmp_path):
+    training["south"] = np.nan
+    home = tmp_path / "consortium"
+    run(sites, tmp_path, "server.quorum=0.5", consortium=home)
+    assert AuditLog(home / "audit.jsonl").verify().is_intact
+    began, *rounds = audit_of(home)
+    assert began["facts"]["contracts"] == {"north": {"liver": 1}, "south": {"liver": 1, "spleen": 1}}
+    kept = load_checkpoint(tmp_path / "trial" / "checkpoints" / "last")
+    assert began["facts"]["bank"] == kept.text.hash == Banks(home / "banks").current_hash()
+    assert [record["facts"]["round"] for record in rounds] == [1, 2]
+    assert [record["facts"]["sites"] for record in rounds] == [["north"], ["north"]]
+    assert "NaN" in rounds[0]["facts"]["refused"]["south"]
+    contents = [record["facts"]["content"] for record in (began, *rounds)]
+    assert len(set(contents)) == 3
+    assert all(record["facts"]["bytes"] > 1000 for record in rounds)
+
+
+def test_run_that_cannot_begin_is_in_the_audit_log(sites, training, tmp_path):
+    sites.append(make_site(tmp_path, "east", ["liver"], {"liver": {"kind": "lesion"}}))
+    with pytest.raises(ContractConflict):
+        run(sites, tmp_path, consortium=tmp_path / "consortium")
+    (record,) = audit_of(tmp_path / "consortium")
+    assert record["event"] == "failed"
+    assert "lesion at east" in record["facts"]["reason"]
 
 
 def test_conflict_is_reported_before_round_1(sites, training, tmp_path):
