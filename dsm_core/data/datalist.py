@@ -16,12 +16,16 @@ from dsm_core.data.layouts import JSON_NAME, Entry, Labels, case_name, read_entr
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's scan. `annotated` names the classes that are known in `label`; all others are unknown there."""
+    """One patient's scan. `annotated` names the classes that are known in `label`; all others are unknown there.
+
+    `patient` tells which scans are of one patient; None: of a patient with this scan only.
+    """
 
     name: str
     image: Path
     label: Path | None
     annotated: tuple[str, ...]
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,10 @@ def _read_case(root: Path, entry: Entry, known: tuple[str, ...], check_names: bo
                 )
             if annotated and not entry.label:
                 faults.append(Fault(entry.image, "annotated classes without a label map", "a `label` for this case"))
-    return Case(case_name(image.name), image, label, annotated) if image else None, faults
+    if not isinstance(entry.patient, str | None):
+        faults.append(Fault(entry.image, f"patient {entry.patient!r}", "`patient` as text, equal for all their scans"))
+    patient = entry.patient if isinstance(entry.patient, str) else None
+    return Case(case_name(image.name), image, label, annotated, patient) if image else None, faults
 
 
 def _locate(root: Path, listed: str, what: str, faults: list[Fault]) -> Path | None:

@@ -44,11 +44,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class Entry:
-    """One training case as listed, paths relative to the folder; `annotated` is None when the entry does not say."""
+    """One training case as listed, paths relative to the folder; what the entry does not say is None."""
 
     image: str
     label: str | None
     annotated: Any = None
+    patient: Any = None
 
 
 def read_json(root: Path) -> tuple[dict[str, Any], list[Fault]]:
@@ -164,7 +165,7 @@ def read_entries(root: Path, content: dict[str, Any]) -> tuple[list[Entry], list
     listed = content.get("training")
     if listed is None and isinstance(content.get("dataset"), dict):
         listed = [
-            {"image": (case.get("images") or [None])[0], "label": case.get("label"), "annotated": case.get("annotated")}
+            {"image": (case.get("images") or [None])[0], **{k: case.get(k) for k in ("label", "annotated", "patient")}}
             for case in content["dataset"].values()
             if isinstance(case, dict)
         ]
@@ -182,7 +183,7 @@ def read_entries(root: Path, content: dict[str, Any]) -> tuple[list[Entry], list
             )
         else:
             image, label = (str(path).removeprefix("./") for path in paths)
-            entries.append(Entry(image, label or None, item.get("annotated")))
+            entries.append(Entry(image, label or None, item.get("annotated"), item.get("patient")))
     return entries, faults
 
 

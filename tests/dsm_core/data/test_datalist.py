@@ -215,3 +215,16 @@ def test_link_to_a_folder_does_not_tell_what_it_points_to(make_site, tmp_path):
     link = tmp_path / "mercy"
     link.symlink_to(make_site(), target_is_directory=True)
     assert read_datalist(link).site == "mercy"
+
+
+def test_scans_of_one_patient_are_told_by_the_patient_key(make_site):
+    def edit(content):
+        content["training"][0]["patient"] = content["training"][2]["patient"] = "first"
+
+    assert [case.patient for case in read_datalist(make_site(cases=3, edit=edit)).cases] == ["first", None, "first"]
+
+    def spoil(content):
+        content["training"][0]["patient"] = 7
+
+    with pytest.raises(DatalistError, match="wanted `patient` as text"):
+        read_datalist(make_site("b", edit=spoil))
