@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from deployment.command_line import Commands
+from strategies.deployment.command_line import Commands
 
 
 def add_commands(commands: Commands) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from client import check_commands, deploy_commands, membership_commands
-from deployment.command_line import run_command
+from strategies.deployment.command_line import run_command
 
 GROUPS = (check_commands, membership_commands, deploy_commands)
 

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from deployment.command_line import Commands, add_folder
+from strategies.deployment.command_line import Commands, add_folder
 
 MODULE = "client.cli"
 READY_TIMEOUT_S = 600.0
@@ -43,10 +43,18 @@ def _start(options: argparse.Namespace) -> int:
     from client.overview import check_membership
     from client.services import place_of, site_services
     from client.site_file import read_site_file
-    from deployment.daemon import SUPERVISOR, Ended, endable, go_on_in_background, now, running_as, tell_ready
-    from deployment.handshake import check_coordinator
-    from deployment.supervision import Supervisor
-    from deployment.units import render
+    from strategies.deployment.daemon import (
+        SUPERVISOR,
+        Ended,
+        endable,
+        go_on_in_background,
+        now,
+        running_as,
+        tell_ready,
+    )
+    from strategies.deployment.handshake import check_coordinator
+    from strategies.deployment.supervision import Supervisor
+    from strategies.deployment.units import render
 
     site = load_site(options.folder)
     settings, place = read_site_file(site.settings), place_of(site)
@@ -85,7 +93,7 @@ def _start(options: argparse.Namespace) -> int:
 def _stop(options: argparse.Namespace) -> int:
     from client.membership import load_site
     from client.services import NAMES, place_of
-    from deployment.daemon import SUPERVISOR, stop_everything
+    from strategies.deployment.daemon import SUPERVISOR, stop_everything
 
     stopped = stop_everything(place_of(load_site(options.folder)), [SUPERVISOR], NAMES)
     print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")

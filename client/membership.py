@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
-from deployment.certificates import (
+from strategies.deployment.certificates import (
     certificate_pem,
     common_name,
     fingerprint,
@@ -32,9 +32,9 @@ from deployment.certificates import (
     read_key,
     signing_request,
 )
-from deployment.errors import DeploymentError
-from deployment.files import EVERYONE_READS, check_owner_only, make_private_folder, read_file, write_file
-from deployment.kit import SiteKit
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import EVERYONE_READS, check_owner_only, make_private_folder, read_file, write_file
+from strategies.deployment.kit import SiteKit
 
 FOLDER = "site"
 KEYS = ("site.key", "site.ssh")

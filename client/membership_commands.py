@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from deployment.command_line import Commands, add_folder
+from strategies.deployment.command_line import Commands, add_folder
 
 
 def add_commands(commands: Commands) -> None:
@@ -36,8 +36,8 @@ def add_commands(commands: Commands) -> None:
 def _join(options: argparse.Namespace) -> int:
     from client.membership import import_certificate, join, key_fingerprint, load_site
     from client.site_file import write_site_file
-    from deployment.errors import DeploymentError
-    from deployment.kit import unpack_kit
+    from strategies.deployment.errors import DeploymentError
+    from strategies.deployment.kit import unpack_kit
 
     if (options.kit is None) == (options.certificate is None):
         raise DeploymentError("wanted the KIT from the coordinator, or --certificate FILE with their answer to it")
@@ -69,7 +69,7 @@ def _rotate(options: argparse.Namespace) -> int:
 def _leave(options: argparse.Namespace) -> int:
     from client.membership import leave, load_site
     from client.services import NAMES, place_of
-    from deployment.daemon import SUPERVISOR, stop_everything
+    from strategies.deployment.daemon import SUPERVISOR, stop_everything
 
     site = load_site(options.folder)
     if not options.yes and input(f"destroy the keys of {site.name} in {site.folder}? Type yes: ").strip() != "yes":

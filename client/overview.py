@@ -9,11 +9,11 @@ from typing import Any
 from client.membership import Site
 from client.services import NAMES, place_of
 from client.site_file import SiteFileError, SiteSettings, read_site_file
-from deployment.certificates import expiry_warning, read_certificate
-from deployment.daemon import SUPERVISOR
-from deployment.errors import DeploymentError
-from deployment.processes import running_pid
-from deployment.tables import table
+from strategies.deployment.certificates import expiry_warning, read_certificate
+from strategies.deployment.daemon import SUPERVISOR
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.processes import running_pid
+from strategies.deployment.tables import table
 
 RENEW = "renew it with `dsm-site rotate`"
 

@@ -14,8 +14,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from deployment.app_files import installed_files
-from deployment.files import write_file
+from strategies.deployment.app_files import installed_files
+from strategies.deployment.files import write_file
 
 DESCRIPTIONS = ("pyproject.toml", ".info/CONTENT")  # read as data, never run
 TASKS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")  # SuperExec knows these

@@ -8,11 +8,11 @@ from client.membership import Site
 from client.own_code import write_programs
 from client.site_file import SiteSettings
 from client.whereabouts import SITE_FILE, SITE_NAME
-from deployment.errors import DeploymentError
-from deployment.files import make_private_folder, write_file
-from deployment.flower import HOME, LOOPBACK, QUIET, flower_program, program_path
-from deployment.processes import Place, Program
-from deployment.supervision import Service
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import make_private_folder, write_file
+from strategies.deployment.flower import HOME, LOOPBACK, QUIET, flower_program, program_path
+from strategies.deployment.processes import Place, Program
+from strategies.deployment.supervision import Service
 
 SUPERNODE, SUPEREXEC = "supernode", "superexec"
 NAMES = (SUPEREXEC, SUPERNODE)  # in the order in which they are asked to end

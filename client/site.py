@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deployment.tables import table
 from dsm_core.data import Fault, Inspection, LabelContract, inspect_folder, label_contract
+from strategies.deployment.tables import table
 
 _QUANTILES = (0.005, 0.25, 0.5, 0.75, 0.995)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from deployment.errors import DeploymentError
-from deployment.files import EVERYONE_READS, read_file, write_file
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import EVERYONE_READS, read_file, write_file
 
 LEAVES = {
     "loss": "the mean training loss of a round",

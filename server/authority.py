@@ -11,8 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from deployment.certificates import DIGEST, new_key
-from deployment.errors import DeploymentError
+from strategies.deployment.certificates import DIGEST, new_key
+from strategies.deployment.errors import DeploymentError
 
 AUTHORITY_LIFE = timedelta(days=3650)
 LEAF_LIFE = timedelta(days=397)  # the longest that browsers and the CA/Browser Forum accept for a server

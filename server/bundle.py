@@ -13,8 +13,8 @@ from pathlib import Path
 from flwr.cli.build import build_fab_from_files
 from flwr.supercore.fab import Fab
 
-from deployment.app_files import PACKAGES, installed_files
 from server.run_config import KEYS
+from strategies.deployment.app_files import PACKAGES, installed_files
 
 
 def app_bundle() -> Fab:

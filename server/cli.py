@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from deployment.command_line import run_command
 from server import deploy_commands, provision_commands
+from strategies.deployment.command_line import run_command
 
 GROUPS = (provision_commands, deploy_commands)
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from deployment.certificates import certificate_pem, key_pem, new_key, read_certificate, read_key
-from deployment.errors import DeploymentError
-from deployment.files import EVERYONE_READS, make_private_folder, read_file, write_file
-from deployment.flower import LOOPBACK
-from deployment.kit import check_site_name
 from server.authority import Authority, alternative_name
+from strategies.deployment.certificates import certificate_pem, key_pem, new_key, read_certificate, read_key
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import EVERYONE_READS, make_private_folder, read_file, write_file
+from strategies.deployment.flower import LOOPBACK
+from strategies.deployment.kit import check_site_name
 
 INVITED, ACCEPTED, REVOKED = "invited", "accepted", "revoked"
 FOLDER = "consortium"

@@ -25,10 +25,10 @@ from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-from deployment.errors import DeploymentError
-from deployment.files import write_file
-from deployment.flower import LOOPBACK, is_port_taken
 from server.consortium import Consortium
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import write_file
+from strategies.deployment.flower import LOOPBACK, is_port_taken
 
 GONE = "unregistered"
 

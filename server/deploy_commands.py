@@ -10,12 +10,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from deployment.command_line import Commands, add_folder
+from strategies.deployment.command_line import Commands, add_folder
 
 if TYPE_CHECKING:
-    from deployment.supervision import Supervisor
     from server.consortium import Consortium
     from server.submission import Order
+    from strategies.deployment.supervision import Supervisor
 
 MODULE, RUN = "server.cli", "run"
 TEND_S = 1.0
@@ -62,14 +62,14 @@ def add_commands(commands: Commands) -> None:
 
 
 def _start(options: argparse.Namespace) -> int:
-    from deployment.daemon import SUPERVISOR, Ended, endable, go_on_in_background, now
-    from deployment.processes import running_pid
-    from deployment.supervision import Supervisor
-    from deployment.units import render
     from server.consortium import load_consortium
     from server.provisioning import expiry_warnings
     from server.services import coordinator_services, place_of
     from server.submission import make_order
+    from strategies.deployment.daemon import SUPERVISOR, Ended, endable, go_on_in_background, now
+    from strategies.deployment.processes import running_pid
+    from strategies.deployment.supervision import Supervisor
+    from strategies.deployment.units import render
 
     consortium = load_consortium(options.folder)
     place = place_of(consortium)
@@ -103,11 +103,11 @@ def _start(options: argparse.Namespace) -> int:
 def _work(
     consortium: Consortium, supervisor: Supervisor | None, order: Order | None, say: Callable[[str], None]
 ) -> None:
-    from deployment.daemon import SUPERVISOR, running_as, tell_ready
     from server.bundle import app_bundle
     from server.control import settle_if_running
     from server.services import place_of
     from server.submission import run_to_the_end
+    from strategies.deployment.daemon import SUPERVISOR, running_as, tell_ready
 
     place, tend = place_of(consortium), supervisor.tend if supervisor else lambda: None
     with ExitStack() as held:
@@ -128,9 +128,9 @@ def _work(
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from deployment.daemon import SUPERVISOR, stop_everything
     from server.consortium import load_consortium
     from server.services import NAMES, place_of
+    from strategies.deployment.daemon import SUPERVISOR, stop_everything
 
     stopped = stop_everything(place_of(load_consortium(options.folder)), [RUN, SUPERVISOR], NAMES)
     print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")

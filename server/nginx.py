@@ -8,11 +8,11 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from deployment.errors import DeploymentError
-from deployment.files import make_private_folder, write_file
-from deployment.flower import LOOPBACK
-from deployment.processes import Program
 from server.consortium import Consortium
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import make_private_folder, write_file
+from strategies.deployment.flower import LOOPBACK
+from strategies.deployment.processes import Program
 
 PROXY = "proxy"
 # Not on every user's PATH: Debian keeps it in sbin.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deployment.certificates import read_certificate
-from deployment.daemon import SUPERVISOR
-from deployment.processes import running_pid
-from deployment.tables import table
 from server.consortium import ACCEPTED, Consortium
 from server.control import ControlFault, connected
 from server.provisioning import expiry_warnings
 from server.services import NAMES, place_of
+from strategies.deployment.certificates import read_certificate
+from strategies.deployment.daemon import SUPERVISOR
+from strategies.deployment.processes import running_pid
+from strategies.deployment.tables import table
 
 
 @dataclass(frozen=True)

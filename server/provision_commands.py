@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deployment.command_line import Commands, add_folder
+from strategies.deployment.command_line import Commands, add_folder
 
 if TYPE_CHECKING:
     from server.consortium import Consortium
@@ -68,8 +68,8 @@ def add_commands(commands: Commands) -> None:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from deployment.errors import DeploymentError
     from server.consortium import Consortium, create_consortium
+    from strategies.deployment.errors import DeploymentError
 
     flower_port = options.port if options.no_proxy else options.flower_port
     ports = {options.port, options.service_port, flower_port}

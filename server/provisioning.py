@@ -8,11 +8,17 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
-from deployment.certificates import certificate_pem, expiry_warning, fingerprint, read_certificate, read_request
-from deployment.errors import DeploymentError
-from deployment.files import EVERYONE_READS, make_private_folder, write_file
-from deployment.kit import SiteKit, check_site_name, pack_kit
 from server.consortium import ACCEPTED, INVITED, REVOKED, Consortium, SiteRecord, write_revocations
+from strategies.deployment.certificates import (
+    certificate_pem,
+    expiry_warning,
+    fingerprint,
+    read_certificate,
+    read_request,
+)
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import EVERYONE_READS, make_private_folder, write_file
+from strategies.deployment.kit import SiteKit, check_site_name, pack_kit
 
 
 def invite(consortium: Consortium, name: str, flower: str, again: bool = False) -> Path:

@@ -7,11 +7,11 @@ import ssl
 import urllib.request
 from collections.abc import Callable
 
-from deployment.flower import HOME, LOOPBACK, QUIET, flower_program, program_path
-from deployment.processes import Place, Program
-from deployment.supervision import Service
 from server.consortium import Consortium
 from server.nginx import PROXY, proxy_program
+from strategies.deployment.flower import HOME, LOOPBACK, QUIET, flower_program, program_path
+from strategies.deployment.processes import Place, Program
+from strategies.deployment.supervision import Service
 
 SUPERLINK, SUPEREXEC = "superlink", "superexec"
 NAMES = (PROXY, SUPEREXEC, SUPERLINK)  # in the order in which they are asked to end

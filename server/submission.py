@@ -10,11 +10,11 @@ from pathlib import Path
 
 from flwr.supercore.fab import Fab
 
-from deployment.errors import DeploymentError
 from dsm_core.config import ConfigError, compose_config
 from server.consortium import Consortium
 from server.control import Control, ControlFault, open_control, settle_members
 from server.run_config import pack_run
+from strategies.deployment.errors import DeploymentError
 
 POLL_S = 1.0
 SILENCE_S = 300.0  # the SuperLink may be down this long, as while it is started anew

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment.flower import free_port
+from strategies.deployment.flower import free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_ssh_private_key
 from cryptography.x509.oid import NameOID
 
-from deployment.certificates import (
+from server.authority import Authority
+from strategies.deployment.certificates import (
     expiry_warning,
     fingerprint,
     key_openssh,
@@ -19,9 +20,8 @@ from deployment.certificates import (
     read_request,
     signing_request,
 )
-from deployment.errors import DeploymentError
-from deployment.files import write_file
-from server.authority import Authority
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import write_file
 
 SECRET, OTHER = "0a" * 32, "0b" * 32
 

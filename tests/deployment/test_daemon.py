@@ -6,18 +6,18 @@ import sys
 
 import pytest
 
-from deployment.daemon import SUPERVISOR, Ended, endable, go_on_in_background, stop_everything
-from deployment.errors import DeploymentError
-from deployment.processes import Place, processes_with, running_pid
+from strategies.deployment.daemon import SUPERVISOR, Ended, endable, go_on_in_background, stop_everything
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.processes import Place, processes_with, running_pid
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is left over is found in /proc")
 
 TAKES_PART = """
 import sys, time
 from pathlib import Path
-from deployment.daemon import SUPERVISOR, Ended, endable, running_as, tell_ready
-from deployment.processes import Place, Program
-from deployment.supervision import Service, Supervisor
+from strategies.deployment.daemon import SUPERVISOR, Ended, endable, running_as, tell_ready
+from strategies.deployment.processes import Place, Program
+from strategies.deployment.supervision import Service, Supervisor
 place = Place(Path(sys.argv[1]))
 try:
     with endable(), running_as(place, SUPERVISOR):

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from deployment.errors import DeploymentError
-from deployment.files import check_owner_only, make_private_folder, read_file, write_file
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import check_owner_only, make_private_folder, read_file, write_file
 
 
 def test_a_private_file_is_born_private(tmp_path, monkeypatch):

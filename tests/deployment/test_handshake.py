@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from deployment.certificates import certificate_pem, key_pem, new_key
-from deployment.flower import free_port
-from deployment.handshake import HandshakeError, check_coordinator, split_address
 from server.authority import Authority
+from strategies.deployment.certificates import certificate_pem, key_pem, new_key
+from strategies.deployment.flower import free_port
+from strategies.deployment.handshake import HandshakeError, check_coordinator, split_address
 
 
 @pytest.fixture(scope="module")

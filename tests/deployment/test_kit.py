@@ -7,9 +7,9 @@ import tarfile
 
 import pytest
 
-from deployment.certificates import certificate_pem
-from deployment.kit import CA, FACTS, INSTRUCTIONS, KitError, SiteKit, pack_kit, unpack_kit
 from server.authority import Authority
+from strategies.deployment.certificates import certificate_pem
+from strategies.deployment.kit import CA, FACTS, INSTRUCTIONS, KitError, SiteKit, pack_kit, unpack_kit
 
 
 @pytest.fixture(scope="module")

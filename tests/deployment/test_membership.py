@@ -6,10 +6,10 @@ import pytest
 
 from client.cli import main as dsm_site
 from client.membership import load_site
-from deployment.certificates import read_certificate
-from deployment.errors import DeploymentError
 from server.cli import main as dsm_server
 from server.consortium import load_consortium
+from strategies.deployment.certificates import read_certificate
+from strategies.deployment.errors import DeploymentError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from deployment.errors import DeploymentError
-from deployment.flower import free_port, is_port_taken
-from deployment.processes import Place, Program, hold_lock, launch, processes_with, running_pid, stop
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.flower import free_port, is_port_taken
+from strategies.deployment.processes import Place, Program, hold_lock, launch, processes_with, running_pid, stop
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is left over is found in /proc")
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from deployment.errors import DeploymentError
-from deployment.flower import free_port
 from server.consortium import load_consortium
 from server.control import open_control
 from server.nginx import find_nginx
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.flower import free_port
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,8 +17,8 @@ import pytest
 from client.membership import load_site
 from client.services import explain, supernode
 from client.site_file import read_site_file
-from deployment.certificates import certificate_pem, read_key
 from server.consortium import load_consortium
+from strategies.deployment.certificates import certificate_pem, read_key
 
 pytestmark = [
     pytest.mark.slow,

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from deployment import supervision
-from deployment.errors import DeploymentError
-from deployment.processes import Place, Program, running_pid
-from deployment.supervision import Service, Supervisor
+from strategies.deployment import supervision
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.processes import Place, Program, running_pid
+from strategies.deployment.supervision import Service, Supervisor
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is left over is found in /proc")
 

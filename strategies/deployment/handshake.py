@@ -6,7 +6,7 @@ import socket
 import ssl
 from pathlib import Path
 
-from deployment.errors import DeploymentError
+from strategies.deployment.errors import DeploymentError
 
 TIMEOUT_S = 10.0
 _EXPIRED, _NOT_YET, _HOST, _ADDRESS = 10, 9, 62, 64  # X509_V_ERR_* of OpenSSL

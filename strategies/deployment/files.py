@@ -7,7 +7,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from deployment.errors import DeploymentError
+from strategies.deployment.errors import DeploymentError
 
 OWNER_ONLY, EVERYONE_READS = 0o600, 0o644
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import AttributeOID, NameOID
 
-from deployment.errors import DeploymentError
-from deployment.files import check_owner_only, read_file
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import check_owner_only, read_file
 
 WARNING_TIME = timedelta(days=30)
 DIGEST = hashes.SHA384  # of the same strength as the curve P-384

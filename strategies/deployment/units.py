@@ -9,7 +9,7 @@ from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
 
-from deployment.processes import Place, Program
+from strategies.deployment.processes import Place, Program
 
 FORMS = ("commands", "systemd")
 
@@ -30,7 +30,7 @@ def _command(program: Program) -> str:
 
 
 def _units(title: str, place: Place, programs: Sequence[Program]) -> list[str]:
-    text = resources.files("deployment").joinpath("templates", "service.j2").read_text(encoding="utf-8")
+    text = resources.files("strategies.deployment").joinpath("templates", "service.j2").read_text(encoding="utf-8")
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(text)
     prefix = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
     units, after = [], ""

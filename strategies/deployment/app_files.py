@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-PACKAGES = ("client", "deployment", "server", "strategies")
+PACKAGES = ("client", "server", "strategies")
 
 
 def installed_files() -> dict[str, Path]:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from cryptography import x509
 
-from deployment.certificates import certificate_pem
-from deployment.errors import DeploymentError
-from deployment.files import read_file, write_file
+from strategies.deployment.certificates import certificate_pem
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import read_file, write_file
 
 FORMAT = 1
 CA, FACTS, INSTRUCTIONS = "ca.crt", "kit.json", "README.txt"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from deployment.errors import DeploymentError
+from strategies.deployment.errors import DeploymentError
 
 Commands = argparse._SubParsersAction  # what add_subparsers() returns; argparse gives it no public name
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deployment.errors import DeploymentError
-from deployment.processes import POLL_S, Place, Program, launch, running_pid, stop
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.processes import POLL_S, Place, Program, launch, running_pid, stop
 
 START_TIMEOUT_S = 180.0
 SETTLED_S = 60.0  # a program that lived this long has not failed at its start

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from deployment.errors import DeploymentError
-from deployment.files import make_private_folder
-from deployment.processes import Place, hold_lock, running_pid, stop
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import make_private_folder
+from strategies.deployment.processes import Place, hold_lock, running_pid, stop
 
 SUPERVISOR = "supervisor"
 READY = "DSM_READY"  # number of the descriptor on which a command in the background says that it is ready

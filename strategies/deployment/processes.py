@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deployment.errors import DeploymentError
-from deployment.files import make_private_folder
-from deployment.flower import LOOPBACK, is_port_taken
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import make_private_folder
+from strategies.deployment.flower import LOOPBACK, is_port_taken
 
 POLL_S = 0.1
 

@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-from deployment.errors import DeploymentError
+from strategies.deployment.errors import DeploymentError
 
 HOME = "FLWR_HOME"
 # No app installs packages, and nothing is reported to or fetched from Flower's makers.
