@@ -11,12 +11,13 @@ from typing import Any
 
 from flwr.app import ArrayRecord, RecordDict
 
-from strategies.messages import CONFIG_KEY, ORDER, TEXT_HASH_KEY
+from strategies.messages import CONFIG_KEY, ORDER, TEXT_HASH_KEY, unpack_arrays
 
 
 def layout(arrays: ArrayRecord) -> list[str]:
     """`name dtype shape` of every tensor, sorted by name."""
-    return [f"{name} {array.dtype} {'x'.join(map(str, array.shape))}" for name, array in sorted(arrays.items())]
+    named = sorted(unpack_arrays(arrays).items())
+    return [f"{name} {array.dtype} {'x'.join(map(str, array.shape))}" for name, array in named]
 
 
 def layout_digest(arrays: ArrayRecord) -> str:
@@ -28,11 +29,12 @@ def manifest(content: RecordDict) -> dict[str, Any]:
     """Tensors in numbers and digests, metrics and other values by name and bytes; JSON-able."""
     described: dict[str, Any] = {}
     for arrays in content.array_records.values():
+        tensors = unpack_arrays(arrays)
         digest = hashlib.sha256(layout_digest(arrays).encode())
-        for _, array in sorted(arrays.items()):
-            digest.update(array.data)
+        for _, tensor in sorted(tensors.items()):
+            digest.update(tensor.tobytes())
         described |= {
-            "tensors": len(arrays),
+            "tensors": len(tensors),
             "bytes": sum(len(array.data) for array in arrays.values()),
             "layout": layout_digest(arrays),
             "content": digest.hexdigest(),
