@@ -7,6 +7,10 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from strategies.proto.consortium_pb2 import Progress
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -94,8 +98,20 @@ def _watch(options: argparse.Namespace) -> None:
     from client.errands import Errands
 
     with Errands.open(options) as errands:
-        for done in errands.client.watch(options.run_name):
-            absent = [f"{site}: {done.reasons.get(site, 'no usable update')}" for site in (*done.refused, *done.failed)]
-            loss = f"loss {done.loss:.4f}, " if done.HasField("loss") else ""
-            told = f"round {done.round}: {loss}{len(done.sites)} sites ({', '.join(done.sites)})"
-            print("; ".join([told, *absent]), flush=True)
+        for progress in errands.client.watch(options.run_name):
+            print(_told(progress), flush=True)
+
+
+def _told(progress: Progress) -> str:
+    """A line such as `round 7: loss 0.4112, 2 sites (a, b); c: no usable update`."""
+    if progress.is_done:
+        absent = [
+            f"{site}: {progress.reasons.get(site, 'no usable update')}"
+            for site in (*progress.refused, *progress.failed)
+        ]
+        loss = f"loss {progress.loss:.4f}, " if progress.HasField("loss") else ""
+        told = f"round {progress.round}: {loss}{len(progress.sites)} sites ({', '.join(progress.sites)})"
+        return "; ".join([told, *absent])
+    told = f"round {progress.round} of {progress.rounds}, {progress.phase}"
+    awaited = f": waiting for {', '.join(progress.waiting_for)}" if progress.waiting_for else ""
+    return told + awaited + "; the run gives no sign of life" * progress.is_silent

@@ -119,14 +119,18 @@ class ConsortiumClient:
         return self._retried(lambda left_s: self._stub.Enrol(request, timeout=left_s))
 
     def watch(self, run: str, after_round: int = 0) -> Iterator[wire.Progress]:
-        """Rounds of a run as they are done, until it is over; a stream that breaks goes on where it stopped."""
+        """Rounds of a run as they are done, and what it waits for, until it is over.
+
+        A stream that breaks goes on where it stopped.
+        """
         retry = self._retry()
         while True:
             request = wire.WatchRequest(run=run, after_round=after_round)
             stream = self._stub.Watch(request, timeout=consortium.WATCH_LEASE_S + self._timeout_s)
             try:
                 for progress in stream:
-                    retry, after_round = self._retry(), progress.round
+                    retry = self._retry()
+                    after_round = progress.round if progress.is_done else after_round
                     yield progress
                     if progress.is_over:
                         return

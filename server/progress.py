@@ -1,4 +1,4 @@
-"""How far is a run? Its rounds as the run folder's history tells them: names of sites, no more."""
+"""How far is a run? Its rounds, and what it waits for, as its folder tells: names of sites, no more."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import grpc
 from server.admission import Refusal
 from strategies.proto.consortium_pb2 import Progress
 
-HISTORY = "history.jsonl"
+HISTORY = "history.jsonl"  # in a run's folder: a line a round
+WAIT = "progress.json"  # in a run's folder: what it waits for now, with a sign of life every few seconds
+OVER = ("finished", "stopped")
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _POLL_S = 0.3
+_SILENT_S = 30.0
 
 
 def find_run(runs: Path, name: str) -> Path:
@@ -35,7 +38,7 @@ def find_run(runs: Path, name: str) -> Path:
 def follow(
     folder: Path, site: str, after_round: int, lease_s: float, goes_on: Callable[[], bool]
 ) -> Iterator[Progress]:
-    """Rounds after one that is known, each as soon as it is done.
+    """Rounds after one that is known, each as soon as it is done, and what the run waits for when that changes.
 
     Ends when the run is over, when `lease_s` seconds have passed, or when `goes_on` says no. A history that was
     written anew, as by a resumed run, is read from its beginning; a round that was told is not told again.
@@ -43,23 +46,42 @@ def follow(
     Args:
         site: the one that asks; of failures it learns its own reason, of the other sites only the names.
     """
-    history, seen = folder / HISTORY, None
+    history, seen, told = folder / HISTORY, None, None
     deadline = time.monotonic() + lease_s
     while goes_on():
-        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino) if (stat := _stat(history)) else None
-        if stamp != seen:
+        now = read_wait(folder)  # before the history, whose last line is written before the run is over
+        if (stamp := _stamp(history)) != seen:
             seen = stamp
             for record in read_rounds(history):
                 if record["round"] > after_round:
                     after_round = record["round"]
-                    progress = as_progress(record, site)
-                    yield progress
-                    if progress.is_over:
-                        return
+                    yield as_round(record, site)
+        if now is not None and now != told:
+            told = now
+            yield now
+            if now.is_over:
+                return
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             return
         time.sleep(min(_POLL_S, left_s))
+
+
+def read_wait(folder: Path) -> Progress | None:
+    """What the run waits for now, as its folder tells; None where it does not."""
+    try:
+        content = json.loads((folder / WAIT).read_text(encoding="utf-8"))
+        phase = f"{content['phase']}"
+        return Progress(
+            round=content["round"],
+            rounds=content["rounds"],
+            phase=phase,
+            waiting_for=sorted(content.get("waiting_for", [])),
+            is_silent=phase not in OVER and time.time() - content["alive"] > _SILENT_S,
+            is_over=phase in OVER,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_rounds(history: Path) -> list[dict[str, Any]]:
@@ -82,17 +104,17 @@ def read_rounds(history: Path) -> list[dict[str, Any]]:
     return records
 
 
-def as_progress(record: dict[str, Any], site: str) -> Progress:
-    """What a site may know of a round."""
+def as_round(record: dict[str, Any], site: str) -> Progress:
+    """What a site may know of a round that is done."""
     refused, failed = record.get("refused", {}), record.get("failed", {})
     reasons = {**refused, **failed}
     progress = Progress(
         round=record["round"],
+        is_done=True,
         sites=sorted(record.get("sites", [])),
         refused=sorted(refused),
         failed=sorted(failed),
         reasons={site: reasons[site]} if site in reasons else {},
-        is_over=record["round"] >= record.get("rounds", float("inf")),
     )
     if isinstance(record.get("loss"), float):
         progress.loss = record["loss"]
@@ -101,8 +123,9 @@ def as_progress(record: dict[str, Any], site: str) -> Progress:
     return progress
 
 
-def _stat(path: Path) -> Any:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        return path.stat()
+        stat = path.stat()
     except FileNotFoundError:
         return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,7 +152,10 @@ def _port(text: str) -> int:
 
 
 def _settle(consortium: Consortium) -> None:
-    from server.control import settle_if_running
+    from server.control import ControlFault, settle_if_running
 
-    if settle_if_running(consortium):
-        print("the running SuperLink has been told")
+    try:
+        if settle_if_running(consortium):
+            print("the running SuperLink has been told")
+    except ControlFault as fault:
+        print(f"warning: a running SuperLink learns of this at its next start only: {fault}", file=sys.stderr)

@@ -105,7 +105,7 @@ class WatchRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., after_round: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("round", "sites", "refused", "failed", "reasons", "loss", "seconds", "is_over")
+    __slots__ = ("round", "rounds", "is_done", "sites", "refused", "failed", "reasons", "loss", "seconds", "phase", "waiting_for", "is_silent", "is_over")
     class ReasonsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -114,19 +114,29 @@ class Progress(_message.Message):
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    IS_DONE_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    IS_SILENT_FIELD_NUMBER: _ClassVar[int]
     IS_OVER_FIELD_NUMBER: _ClassVar[int]
     round: int
+    rounds: int
+    is_done: bool
     sites: _containers.RepeatedScalarFieldContainer[str]
     refused: _containers.RepeatedScalarFieldContainer[str]
     failed: _containers.RepeatedScalarFieldContainer[str]
     reasons: _containers.ScalarMap[str, str]
     loss: float
     seconds: float
+    phase: str
+    waiting_for: _containers.RepeatedScalarFieldContainer[str]
+    is_silent: bool
     is_over: bool
-    def __init__(self, round: _Optional[int] = ..., sites: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ..., failed: _Optional[_Iterable[str]] = ..., reasons: _Optional[_Mapping[str, str]] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., is_over: _Optional[bool] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., is_done: _Optional[bool] = ..., sites: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ..., failed: _Optional[_Iterable[str]] = ..., reasons: _Optional[_Mapping[str, str]] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., phase: _Optional[str] = ..., waiting_for: _Optional[_Iterable[str]] = ..., is_silent: _Optional[bool] = ..., is_over: _Optional[bool] = ...) -> None: ...

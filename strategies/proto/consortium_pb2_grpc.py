@@ -93,7 +93,8 @@ class ConsortiumServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Rounds of a run as they are done. The stream ends after a while without `is_over`; ask again for more.
+        """Rounds of a run as they are done, and the sites that it waits for. The stream ends after a while without
+        `is_over`; ask again for more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

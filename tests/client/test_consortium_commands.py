@@ -186,13 +186,18 @@ def test_watch_tells_each_round_and_this_sites_own_reason(site, coordinator):
     run.mkdir()
     rounds = [
         {"round": 1, "sites": ["north", "south"], "refused": {}, "failed": {}, "loss": 0.51234},
-        {"round": 2, "sites": [], "refused": {"north": "NaN"}, "failed": {"south": "away"}, "rounds": 2},
+        {"round": 2, "sites": [], "refused": {"north": "NaN"}, "failed": {"south": "away"}},
     ]
     (run / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rounds))
-    assert site("watch", "main") == (
-        0,
-        "round 1: loss 0.5123, 2 sites (north, south)\nround 2: 0 sites (); north: NaN; south: no usable update\n",
-    )
+    state = {"phase": "stopped", "round": 2, "rounds": 9, "alive": 0, "waiting_for": ["south"]}
+    (run / "progress.json").write_text(json.dumps(state))
+    code, said = site("watch", "main")
+    assert code == 0
+    assert said.splitlines() == [
+        "round 1: loss 0.5123, 2 sites (north, south)",
+        "round 2: 0 sites (); north: NaN; south: no usable update",
+        "round 2 of 9, stopped: waiting for south",
+    ]
 
 
 def test_missing_connection_is_named(site):

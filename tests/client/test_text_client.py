@@ -163,11 +163,12 @@ def test_a_progress_stream_goes_on_where_it_stopped(coordinator, client):
     port, found = coordinator.service.port, []
     for progress in client.watch("main"):
         found.append(progress.round)
-        if progress.round == 2:  # the service is started again, and the run ends meanwhile
+        if len(found) == 2:  # the service is started again, and the run ends meanwhile
             coordinator.service.stop(0)
-            (run / "history.jsonl").write_text('{"round": 1}\n{"round": 2}\n{"round": 3, "rounds": 3}\n')
+            (run / "history.jsonl").write_text('{"round": 1}\n{"round": 2}\n{"round": 3}\n')
+            (run / "progress.json").write_text('{"phase": "finished", "round": 3, "rounds": 3, "alive": 0}')
             coordinator.service = coordinator.start(f"127.0.0.1:{port}")
-    assert found == [1, 2, 3]
+    assert found == [1, 2, 3, 3]  # the last one says that the run is over
 
 
 # Certificates: what the site itself can see before it calls, and what a handshake tells that gRPC does not.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import grpc
@@ -252,12 +253,14 @@ def test_watch_tells_names_to_all_and_reasons_to_the_site_itself(coordinator, st
     run = coordinator.desk.runs / "main"
     run.mkdir()
     told = {"refused": {"north": "NaN in a tensor"}, "failed": {"east": "no answer"}, "loss": 0.5, "seconds": 2.0}
-    rounds = [{"round": 1, "sites": ["south"], **told}, {"round": 2, "sites": [], **told, "rounds": 2}]
+    rounds = [{"round": 1, "sites": ["south"], **told}, {"round": 2, "sites": [], **told}]
     (run / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rounds) + '{"round": 3')
-    first, last = stub.Watch(wire.WatchRequest(run="main"), timeout=10)
+    (run / "progress.json").write_text('{"phase": "finished", "round": 2, "rounds": 2, "alive": 0}')
+    first, second, last = stub.Watch(wire.WatchRequest(run="main"), timeout=10)
     assert (list(first.sites), list(first.refused), list(first.failed)) == (["south"], ["north"], ["east"])
     assert dict(first.reasons) == {"north": "NaN in a tensor"}
-    assert (first.loss, first.is_over, last.is_over) == (0.5, False, True)
+    assert (first.loss, first.is_done, second.is_over) == (0.5, True, False)
+    assert (last.phase, last.is_done, last.is_over, last.is_silent) == ("finished", False, True, False)
     with coordinator.channel(authority.issue("south")) as channel:
         assert not next(ConsortiumStub(channel).Watch(wire.WatchRequest(run="main"), timeout=10)).reasons
 
@@ -275,6 +278,20 @@ def test_watch_sees_a_round_when_it_is_done_and_ends_with_its_lease(coordinator,
 )
 def test_run_that_is_none_is_refused(coordinator, stub, run, code):
     assert refused(stub.Watch, wire.WatchRequest(run=run))[0].name == code
+
+
+def test_watch_names_the_sites_that_a_run_waits_for_and_its_silence(coordinator, stub):
+    run = coordinator.desk.runs / "main"
+    run.mkdir()
+    state = {"phase": "training", "round": 3, "rounds": 9, "reason": "none of a site's business"}
+    (run / "progress.json").write_text(json.dumps({**state, "waiting_for": ["b", "a"], "alive": time.time()}))
+    stream = stub.Watch(wire.WatchRequest(run="main"), timeout=10)
+    first = next(stream)
+    assert (first.round, first.rounds, first.phase, list(first.waiting_for)) == (3, 9, "training", ["a", "b"])
+    assert not first.is_silent
+    (run / "progress.json").write_text(json.dumps({**state, "waiting_for": ["a"], "alive": time.time() - 60}))
+    second = next(stream)
+    assert (list(second.waiting_for), second.is_silent) == (["a"], True)
 
 
 def test_a_site_cannot_take_every_thread_with_streams(coordinator, stub):
