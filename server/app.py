@@ -7,9 +7,7 @@ import shlex
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from dsm_core.config import compose_config
-from server.federation import open_federation
-from server.record import RunRecord
+from server.run import run_federation
 
 OVERRIDES = "overrides"
 
@@ -18,10 +16,6 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One federated run of `config.sites` sites; every failure raises, so that the run's final status is `failed`."""
-    config = compose_config(shlex.split(str(context.run_config.get(OVERRIDES, ""))))
-    record = RunRecord.create(config.out, config.name or f"flower-{context.run_id}")
-    federation = open_federation(grid, config, config.sites)
-    state = federation.run(grid, on_round=record.add_round)
-    record.save(federation, state)
-    print(f"{state.round} rounds done with {', '.join(federation.nodes)}; results in {record.folder}", flush=True)
+    """One federated run; every failure raises, so that the run's final status is `failed`."""
+    words = shlex.split(str(context.run_config.get(OVERRIDES, "")))
+    print(run_federation(grid, words, f"flower-{context.run_id}"), flush=True)
