@@ -1,4 +1,4 @@
-"""The coordinator's porter under `flwr run`: read the run configuration, run the rounds, save what came out."""
+"""The coordinator's porter under `flwr run`: read the run configuration, run the rounds, say what came out."""
 
 from __future__ import annotations
 
@@ -8,31 +8,19 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from dsm_core.config import compose_config
-from server.banks import BANKS, Banks
-from server.federation import open_federation
-from server.record import RunRecord
+from server.run import run_federation
 from server.run_config import CONSORTIUM_DIR, NODE_NAMES, read_node_names, read_overrides
-from server.trail import Trail
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One federated run of `config.sites` sites; every failure raises, so that the run's final status is `failed`."""
-    config = compose_config(read_overrides(context.run_config))
-    record = RunRecord.create(config.out, config.name or f"flower-{context.run_id}")
+    """One federated run; every failure raises, so that the run's final status is `failed`."""
     home = str(context.run_config.get(CONSORTIUM_DIR, ""))
-    trail = Trail(Path(home) if home else None, f"{context.run_id}")
-    with trail.failures():
-        federation = open_federation(grid, config, config.sites, names=_node_names(context))
-        if home:
-            Banks(Path(home) / BANKS).put(federation.text)
-        trail.begin(federation)
-        state = federation.run(grid, on_round=trail.each(record.add_round))
-    record.save(federation, state)
-    print(f"{state.round} rounds done with {', '.join(federation.nodes)}; results in {record.folder}", flush=True)
+    words = read_overrides(context.run_config)
+    done = run_federation(grid, words, f"flower-{context.run_id}", Path(home) if home else None, _node_names(context))
+    print(done, flush=True)
 
 
 def _node_names(context: Context) -> Callable[[], Mapping[int, str]] | None:

@@ -97,13 +97,9 @@ class Federation:
                 store.keep(SavedState(reached, self.contracts, self.text, further(reached)))
 
         start, members = self.state if state is None else state, self.membership.members
-        try:
-            final = run_rounds(
-                grid, start, members.strategy, self.config, members.nodes, members.text, keep, self.membership, waiting
-            )
-        except BaseException as error:
-            waiting.end("stopped", f"{error}" or type(error).__name__)
-            raise
+        final = run_rounds(
+            grid, start, members.strategy, self.config, members.nodes, members.text, keep, self.membership, waiting
+        )
         waiting.end("done")
         return final
 

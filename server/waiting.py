@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRESS = "progress.json"
+HISTORY = "history.jsonl"  # a line for every round that is done; beside it in the run folder
 LINE_EVERY_S = 30.0  # a line this often while sites are awaited
 SIGN_EVERY_S = 5.0  # a sign of life this often in the file
 
@@ -41,7 +42,10 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 class Waiting:
-    """The sites that a run waits for now. Times in the file are seconds since 1970."""
+    """The sites that a run waits for now. Times in the file are seconds since 1970.
+
+    An error that leaves the `with` block is the reason why the run stopped.
+    """
 
     def __init__(
         self, folder: Path | None = None, method: str = "federated", say: Callable[[str], object] = log.info
@@ -50,6 +54,13 @@ class Waiting:
         self._path, self._say = (folder / PROGRESS if folder else None), say
         self._content: dict[str, Any] = {"method": method, "phase": "enrolling", "round": 0, "rounds": 0}
         self._started = self._said = self._signed = time.monotonic()
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if kind is not None:
+            self.end("stopped", f"{error}" or kind.__name__)
 
     def begin(self, phase: str, round: int, rounds: int, sites: Iterable[str], deadline_s: float) -> None:
         """A wait begins, for these sites and no longer than the deadline."""

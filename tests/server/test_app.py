@@ -114,6 +114,59 @@ def test_run_that_cannot_begin_is_in_the_audit_log(sites, training, tmp_path):
     assert "lesion at east" in record["facts"]["reason"]
 
 
+def weights(folder):
+    return (folder / "checkpoints" / "last" / "model.safetensors").read_bytes()
+
+
+def failing_in(round, monkeypatch):
+    """Let both sites fail the first time that this round is asked; returns the rounds asked so far."""
+    good, calls = site_app.train_round, []
+
+    def train_round(session, arrays, order):
+        calls.append(order.round)
+        if order.round == round and calls.count(round) <= 2:
+            raise OSError(28, "No space left on device")
+        return good(session, arrays, order)
+
+    monkeypatch.setattr(site_app, "train_round", train_round)
+    return calls
+
+
+def test_run_that_stopped_below_quorum_goes_on_and_ends_as_if_it_had_not(sites, training, tmp_path, monkeypatch):
+    run(sites, tmp_path / "whole", "rounds=4")
+    whole = tmp_path / "whole" / "trial"
+    assert not (whole / "state").exists()
+    calls = failing_in(3, monkeypatch)
+    with pytest.raises(RoundError, match=r"round 3: 0 of 2 sites .*north: OSError at the site.*south: OSError"):
+        run(sites, tmp_path / "broken", "rounds=4")
+    broken = tmp_path / "broken" / "trial"
+    assert json.loads((broken / "progress.json").read_text())["phase"] == "stopped"
+    with (broken / "history.jsonl").open("a") as history:
+        history.write('{"method": "federated", "round": 3, "loss": 9.0}\n{"method": "fed')
+    run_in_process(app, site_app.app, sites, {"overrides": f"'resume={broken}'"})
+    assert calls == [1, 1, 2, 2, 3, 3, 3, 3, 4, 4]
+    assert weights(broken) == weights(whole)
+    history = [json.loads(line) for line in (broken / "history.jsonl").read_text().splitlines()]
+    assert [record["round"] for record in history] == [1, 2, 3, 4]
+    assert [record["loss"] for record in history][2] != 9.0
+    assert json.loads((broken / "progress.json").read_text())["phase"] == "finished"
+    with pytest.raises(ConfigError, match="the run is finished"):
+        run_in_process(app, site_app.app, sites, {"overrides": f"'resume={broken}'"})
+
+
+def test_run_goes_on_without_a_site_whose_data_have_changed(sites, training, tmp_path, monkeypatch):
+    failing_in(2, monkeypatch)
+    with pytest.raises(RoundError):
+        run(sites, tmp_path)
+    content = json.loads((sites[0] / "dataset.json").read_text())
+    content["labels"]["2"] = "pancreas"
+    (sites[0] / "dataset.json").write_text(json.dumps(content))
+    run_in_process(app, site_app.app, sites, {"overrides": f"'resume={tmp_path / 'trial'}'"})
+    second = json.loads((tmp_path / "trial" / "history.jsonl").read_text().splitlines()[1])
+    assert second["sites"] == ["south"]
+    assert "a contract is fixed for the run" in second["turned_away"]["north"]
+
+
 def test_conflict_is_reported_before_round_1(sites, training, tmp_path):
     sites.append(make_site(tmp_path, "east", ["liver"], {"liver": {"kind": "lesion"}}))
     with pytest.raises(ContractConflict, match=r"'liver' is lesion at east, organ at north and south"):
