@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from client.ledger_commands import add_commands
 from client.site import check_site
 
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_argument("folder", type=Path, metavar="DIR", help="folder with dataset.json, imagesTr/ and labelsTr/")
     check.add_argument("--json", action="store_true", help="the report as JSON")
     check.set_defaults(run=_check)
+    add_commands(commands)
     options = parser.parse_args(arguments)
     return options.run(options)
 
