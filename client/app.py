@@ -9,9 +9,10 @@ from functools import wraps
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.ledger import LedgerFault
 from client.memory import keep_moments, keep_text, kept_text, recall_moments
 from client.training import site_session, train_round
-from client.whereabouts import site_dir
+from client.whereabouts import ledger_file, site_dir
 from dsm_core.config import ConfigError
 from dsm_core.data import DatalistError, label_contract, read_datalist
 from dsm_core.text_space import TextSpaceError
@@ -38,6 +39,9 @@ def _answers_faults(handler: Handler) -> Handler:
             log.error("%s", fault)
             reason = f"{len(fault.faults)} faults in the site's data folder; `dsm-site check` at the site lists them"
             return messages.error_reply(messages.FAULT_CODE, reason, message)
+        except LedgerFault as fault:
+            log.error("refused: %s", fault)
+            return messages.error_reply(messages.BUDGET_CODE, messages.BUDGET_REASON, message)
         except Exception as error:
             log.exception("the site could not answer %s", message.metadata.message_type)
             reason = f"{type(error).__name__} at the site; its own log has the details"
@@ -69,8 +73,10 @@ def train(message: Message, context: Context) -> Message:
     """One round of local training."""
     request = messages.unpack_train(message.content)
     space = kept_text(context, request.text_hash)
-    session = site_session(site_dir(context), messages.unpack_config(request.config), space)
+    config = messages.unpack_config(request.config)
+    session = site_session(site_dir(context), config, space)
     recall_moments(context, session, request.order)
-    result = train_round(session, request.arrays, request.order)
+    result = train_round(session, request.arrays, request.order, ledger_file(context))
     keep_moments(context, session, request.order)
-    return Message(messages.pack_trained(result.arrays, result.metrics), reply_to=message)
+    is_private = config.privacy.mode != "none"
+    return Message(messages.pack_trained(result.arrays, result.metrics, is_private), reply_to=message)

@@ -1,4 +1,4 @@
-"""Which data folder is this site's: a fact of the site, never of the server."""
+"""Which data folder and which privacy ledger are this site's: facts of the site, never of the server."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from client.ledger import LEDGER_NAME
 from dsm_core.data import site_folders
 from strategies.messages import MessageFault
 
 SITE_DIR = "site-dir"  # node config of a SuperNode: the site's data folder
 SITES_DIR = "sites-dir"  # run config of a local simulation: a folder of site folders
+LEDGER_FILE = "privacy-ledger"  # node config of a SuperNode: the site's privacy ledger, where not in its folder
 PARTITION = "partition-id"  # node config that Flower's simulation gives each of its nodes
 
 
@@ -35,3 +37,9 @@ def site_dir(context: Context) -> Path:
             f"start it with num-supernodes={len(folders)} and an absolute {SITES_DIR}"
         )
     return folders[int(partition)]
+
+
+def ledger_file(context: Context) -> Path:
+    """The privacy ledger of the site that this node stands for; it need not exist."""
+    named = context.node_config.get(LEDGER_FILE)
+    return Path(str(named)) if named else site_dir(context) / LEDGER_NAME
