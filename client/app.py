@@ -10,11 +10,12 @@ from functools import wraps
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.ledger import LedgerFault
 from client.memory import keep_moments, keep_text, kept_text, recall_moments
-from client.permission import allowed_metrics, check_order
+from client.permission import allowed_metrics, check_order, check_privacy
 from client.trail import records_what_leaves
 from client.training import site_session, train_round, training_cases
-from client.whereabouts import site_name, site_settings
+from client.whereabouts import ledger_file, site_name, site_settings
 from dsm_core.config import ConfigError
 from dsm_core.data import DatalistError, label_contract
 from dsm_core.text_space import TextSpaceError
@@ -41,6 +42,9 @@ def _answers_faults(handler: Handler) -> Handler:
             log.error("%s", fault)
             reason = f"{len(fault.faults)} faults in the site's data folder; `dsm-site check` at the site lists them"
             return messages.error_reply(messages.FAULT_CODE, reason, message)
+        except LedgerFault as fault:
+            log.error("refused: %s", fault)
+            return messages.error_reply(messages.BUDGET_CODE, messages.BUDGET_REASON, message)
         except Exception as error:
             log.exception("the site could not answer %s", message.metadata.message_type)
             reason = f"{type(error).__name__} at the site; its own log has the details"
@@ -79,8 +83,12 @@ def train(message: Message, context: Context) -> Message:
     settings = site_settings(context)
     check_order(settings, request.order)
     space = kept_text(context, request.text_hash)
-    session = site_session(settings.data, messages.unpack_config(request.config), space)
+    config = messages.unpack_config(request.config)
+    is_private = config.privacy.mode != "none"
+    check_privacy(settings, config.privacy)
+    session = site_session(settings.data, config, space)
     recall_moments(context, session, request.order)
-    result = train_round(session, request.arrays, request.order)
+    result = train_round(session, request.arrays, request.order, ledger_file(context))
     keep_moments(context, session, request.order)
-    return Message(messages.pack_trained(result.arrays, allowed_metrics(settings, result.metrics)), reply_to=message)
+    metrics = allowed_metrics(settings, result.metrics)
+    return Message(messages.pack_trained(result.arrays, metrics, is_private), reply_to=message)

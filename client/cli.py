@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from client import check_commands, deploy_commands, membership_commands
+from client import check_commands, deploy_commands, ledger_commands, membership_commands
 from strategies.deployment.command_line import run_command
 
-GROUPS = (check_commands, membership_commands, deploy_commands)
+GROUPS = (check_commands, membership_commands, deploy_commands, ledger_commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

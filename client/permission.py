@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from client.site_file import SiteSettings
+from dsm_core.config import PrivacyConfig
 from strategies.messages import LOSS, SECONDS, MessageFault, TrainOrder
 
 METRICS = {"loss": LOSS, "seconds": SECONDS}
@@ -21,13 +22,25 @@ def check_order(settings: SiteSettings, order: TrainOrder) -> None:
     Raises:
         Forbidden: the order asks for more than `site.yaml` allows.
     """
-    if settings.epsilon_ceiling is not None:
-        raise Forbidden(
-            f"this site trains with differential privacy only (epsilon_ceiling {settings.epsilon_ceiling:g}), "
-            f"and the order asks for none"
-        )
     if order.share_moments and "moments" not in settings.leaves:
         raise Forbidden("this site lets no optimiser moments leave; run with server.moments=local")
+
+
+def check_privacy(settings: SiteSettings, privacy: PrivacyConfig) -> None:
+    """Refuse training that is less private than the site's settings want.
+
+    Raises:
+        Forbidden: a ceiling is set, and the order asks for no privacy or for a larger epsilon.
+    """
+    ceiling = settings.epsilon_ceiling
+    if ceiling is None:
+        return
+    if privacy.mode == "none":
+        raise Forbidden(
+            f"this site trains with differential privacy only (epsilon_ceiling {ceiling:g}); the order asks for none"
+        )
+    if privacy.epsilon > ceiling:
+        raise Forbidden(f"this site allows epsilon up to {ceiling:g}, and the order asks for {privacy.epsilon:g}")
 
 
 def allowed_metrics(settings: SiteSettings, metrics: Mapping[str, Any]) -> dict[str, Any]:

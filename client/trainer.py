@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dsm_core.config import TrainConfig
 from dsm_core.data import PatchBatch
@@ -88,20 +89,31 @@ class Trainer:
         return totals
 
     def _step(self, batch: PatchBatch, generator: torch.Generator) -> dict[str, float]:
+        loss, parts = self.losses(batch, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.mean().backward()
+        self.step_with_gradients(self.config.clip_norm)
+        return {"loss": loss.mean().item(), **{name: part.mean().item() for name, part in parts.items()}}
+
+    def losses(self, batch: PatchBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of every patch (B,), and its parts (B,) by name; patches do not meet in it."""
         queries = self._queries(batch.names)
         dropout = _query_dropout(queries, len(batch.image), self.config, generator)
         output = self.model(batch.image, queries, dropout)
-        loss, parts = dsm_loss(output, queries, batch.masks, batch.annotated, self.text.vectors)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.mean().backward()
+        return dsm_loss(output, queries, batch.masks, batch.annotated, self.text.vectors)
+
+    def step_with_gradients(self, clip_norm: float | None = None) -> None:
+        """One optimiser step with the gradients at hand, no longer than `clip_norm`; foreign class rows get none."""
         for parameter in self.model.parameters():
-            if parameter.grad is None:  # a part that this site's classes do not use: its moments still move it
+            if parameter.grad is None and parameter.requires_grad:
+                # a part that this site's classes do not use: its moments still move it
                 parameter.grad = torch.zeros_like(parameter)
         for row in self._rows:
-            row.grad[self._foreign] = 0.0  # type: ignore[index]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            if row.grad is not None:
+                row.grad[self._foreign] = 0.0
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         self.optimizer.step()
-        return {"loss": loss.mean().item(), **{name: part.mean().item() for name, part in parts.items()}}
 
     def _queries(self, names: tuple[str, ...]) -> QuerySet:
         if names not in self._query_sets:

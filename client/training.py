@@ -9,11 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsm_core.config import Config, config_hash
+from client.ledger import Ledger, LedgerFault
+from dsm_core.config import Config, PrivacyConfig, config_hash
 from dsm_core.data import Datalist, read_datalist, split_held_out
 from strategies.messages import LOSS, NUM_CASES, SECONDS, TrainOrder
 
@@ -42,6 +43,7 @@ class SiteSession:
     datalist: Datalist
     sampler: PatchSampler
     trainer: Trainer
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def optimizer_arrays(self) -> Arrays:
         """The optimiser's moments, to be kept at the site between rounds."""
@@ -92,14 +94,19 @@ def _open_session(site_dir: Path, config: Config, text: TextSpace, earlier: Site
     else:
         datalist, sampler = earlier.datalist, earlier.sampler
     trainer = Trainer(build_model(config.model, text), text, config.train, datalist.labelled_classes)
-    return SiteSession(datalist, sampler, trainer)
+    return SiteSession(datalist, sampler, trainer, config.privacy)
 
 
-def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder) -> TrainResult:
+def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder, ledger_file: Path) -> TrainResult:
     """Train on from the global tensors for one round.
 
     Args:
         session: the site. arrays: the global model's tensors. order: what the server asks.
+        ledger_file: where the site keeps its privacy ledger, if it keeps one.
+
+    Raises:
+        LedgerFault: the site's ledger does not allow the round.
+        PrivacyError: private training cannot keep its promise here.
     """
     from client.trainer import StepSeed, learning_rate
 
@@ -109,11 +116,25 @@ def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder) -> Trai
     if order.share_moments:
         trainer.load_moments(arrays, steps=(order.round - 1) * order.local_steps)
     rate = learning_rate(order.lr, trainer.config.warmup, order.round, order.rounds)
-    seed = StepSeed(order.seed, session.datalist.site, order.round)
-    losses = trainer.steps(session.sampler, order.local_steps, rate, seed)
-    metrics = {
-        NUM_CASES: len(session.datalist.annotated_cases),
-        LOSS: losses["loss"],
-        SECONDS: time.perf_counter() - started,
-    }
+    metrics: dict[str, Any] = {}
+    if session.privacy.mode == "dp_sgd":
+        _train_privately(session, order, rate, ledger_file)
+    elif ledger_file.exists():
+        raise LedgerFault(f"{ledger_file} is this site's, so it trains privately only; the server asked for mode none")
+    else:
+        seed = StepSeed(order.seed, session.datalist.site, order.round)
+        losses = trainer.steps(session.sampler, order.local_steps, rate, seed)
+        metrics = {
+            NUM_CASES: len(session.datalist.annotated_cases),
+            LOSS: losses["loss"],
+            SECONDS: time.perf_counter() - started,
+        }
     return TrainResult(trainer.arrays() | (trainer.moments() if order.share_moments else {}), metrics)
+
+
+def _train_privately(session: SiteSession, order: TrainOrder, rate: float, ledger_file: Path) -> None:
+    from client.privacy import PatientAccountant, train_private_round  # Opacus takes seconds to import
+
+    ledger = Ledger(ledger_file, session.datalist.site, PatientAccountant())
+    expected = session.trainer.config.batch
+    train_private_round(session.trainer, session.sampler, order, rate, expected, session.privacy, ledger)

@@ -1,4 +1,4 @@
-"""Which data folder is this site's, and what does the site allow? Facts of the site, never of the server."""
+"""Which data folder and privacy ledger are this site's, and what does it allow? Facts that no server sets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from client.ledger import LEDGER_NAME
 from client.site_file import SiteFileError, SiteSettings, read_site_file
 from dsm_core.data import site_folders
 from strategies.messages import MessageFault
@@ -14,6 +15,7 @@ SITE_FILE = "site-file"  # node config of a SuperNode: the site's own file, see 
 SITE_NAME = "site-name"  # node config of a SuperNode: the name in the site's certificate
 SITE_DIR = "site-dir"  # node config of a SuperNode without a site file: the data folder
 SITES_DIR = "sites-dir"  # run config of a local simulation: a folder of site folders
+LEDGER_FILE = "privacy-ledger"  # node config of a SuperNode: the site's privacy ledger, where not in its folder
 PARTITION = "partition-id"  # node config that Flower's simulation gives each of its nodes
 
 
@@ -55,3 +57,9 @@ def _data_folder(context: Context) -> Path:
             f"start it with num-supernodes={len(folders)} and an absolute {SITES_DIR}"
         )
     return folders[int(partition)]
+
+
+def ledger_file(context: Context) -> Path:
+    """The privacy ledger of the site that this node stands for; it need not exist."""
+    named = context.node_config.get(LEDGER_FILE)
+    return Path(str(named)) if named else site_settings(context).data / LEDGER_NAME

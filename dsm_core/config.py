@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -92,6 +93,42 @@ class TrainConfig:
         _require(self.clip_norm > 0, f"train.clip_norm wants a positive number, found {self.clip_norm}")
         for name in ("warmup", "text_only"):
             _require(0 <= getattr(self, name) < 1, f"train.{name} wants a share in [0, 1), found {getattr(self, name)}")
+
+
+PRIVACY_MODES = ("none", "dp_sgd")
+TRAINED_PARTS = ("everything", "queries", "adapters")
+
+
+@dataclass
+class PrivacyConfig:
+    """What the patients of every site are promised about a whole run, and how it is kept.
+
+    A site counts its own patients, so it finds its own noise; its ledger may allow less than is asked here, never more.
+    """
+
+    mode: str = "none"  # none | dp_sgd
+    epsilon: float = 8.0  # of the whole run, for every patient of a site
+    delta: float | None = None  # chance that epsilon does not hold; absent: that of the site's ledger
+    clip_norm: float = 1.0  # longest gradient of a patient, L2 over all trained tensors
+    patches_per_patient: int = 2  # averaged before clipping, so that more of them cost time and no privacy
+    accountant: str = "prv"  # prv | rdp
+    trained: str = (
+        "everything"  # everything | queries (class rows, text to query, heads) | adapters (biases and scales)
+    )
+
+    def __post_init__(self) -> None:
+        _require(self.mode in PRIVACY_MODES, f"privacy.mode wants one of {PRIVACY_MODES}, found {self.mode!r}")
+        _require(self.trained in TRAINED_PARTS, f"privacy.trained wants one of {TRAINED_PARTS}, found {self.trained!r}")
+        _require(self.accountant in ("prv", "rdp"), f"privacy.accountant wants prv or rdp, found {self.accountant!r}")
+        _require(0 < self.epsilon < math.inf, f"privacy.epsilon wants a number above 0, found {self.epsilon}")
+        _require(
+            self.delta is None or 0 < self.delta < 1, f"privacy.delta wants a chance in (0, 1), found {self.delta}"
+        )
+        _require(0 < self.clip_norm < math.inf, f"privacy.clip_norm wants a length above 0, found {self.clip_norm}")
+        _require(
+            self.patches_per_patient > 0,
+            f"privacy.patches_per_patient wants at least 1, found {self.patches_per_patient}",
+        )
 
 
 SITE_WEIGHTS = ("cases", "equal", "exclusive")
@@ -187,6 +224,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     text: TextConfig = field(default_factory=TextConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)

@@ -7,6 +7,7 @@
 With `share_moments` the tensors of a train message, both ways, hold AdamW's moments too (`averaging.MOMENT`).
 
 A site that cannot serve an order answers with an error of one of the codes below, never with a path or a patient.
+Whatever a site packs is checked against `strategies.leaving.WHAT_LEAVES`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from dsm_core.config import Config, DataConfig, ModelConfig, TrainConfig
+from dsm_core.config import Config, DataConfig, ModelConfig, PrivacyConfig, TrainConfig
+from strategies.leaving import check_leaving
 
 PROTOCOL = 2
 
@@ -48,6 +50,8 @@ SECONDS = "seconds"
 
 FAULT_CODE = 100  # the site could not do what was asked; the reason says why
 TEXT_CODE = 101  # the site holds no text space, or another one than the order names
+BUDGET_CODE = 102  # the site's privacy ledger does not allow what was asked; the reason says no more than that
+BUDGET_REASON = "refused: budget"
 
 
 class MessageFault(ValueError):
@@ -148,7 +152,9 @@ def unpack_enrol(content: RecordDict) -> float:
 
 
 def pack_contract(contract: Mapping[str, Any]) -> RecordDict:
-    return RecordDict({ORDER: ConfigRecord({CONTRACT_KEY: json.dumps(contract, sort_keys=True)})})
+    content = RecordDict({ORDER: ConfigRecord({CONTRACT_KEY: json.dumps(contract, sort_keys=True)})})
+    check_leaving(ENROL, content)
+    return content
 
 
 def unpack_contract(content: RecordDict) -> dict[str, Any]:
@@ -176,7 +182,9 @@ def unpack_text(content: RecordDict) -> tuple[bytes, str]:
 
 
 def pack_text_receipt(text_hash: str) -> RecordDict:
-    return RecordDict({ORDER: ConfigRecord({TEXT_HASH_KEY: text_hash})})
+    content = RecordDict({ORDER: ConfigRecord({TEXT_HASH_KEY: text_hash})})
+    check_leaving(TEXT, content)
+    return content
 
 
 def unpack_text_receipt(content: RecordDict) -> str:
@@ -210,9 +218,15 @@ def unpack_train(content: RecordDict) -> TrainRequest:
     )
 
 
-def pack_trained(arrays: Mapping[str, NDArray], metrics: Mapping[str, Any]) -> RecordDict:
-    """Tensors and metrics after local training: one ArrayRecord and one MetricRecord, as Flower's checks want."""
-    return RecordDict({ARRAYS: pack_arrays(arrays), METRICS: MetricRecord(dict(metrics))})
+def pack_trained(arrays: Mapping[str, NDArray], metrics: Mapping[str, Any], is_private: bool = False) -> RecordDict:
+    """Tensors and metrics after local training: one ArrayRecord and one MetricRecord, as Flower's checks want.
+
+    Raises:
+        UnlistedContent: a metric that must not leave.
+    """
+    content = RecordDict({ARRAYS: pack_arrays(arrays), METRICS: MetricRecord(dict(metrics))})
+    check_leaving(TRAIN, content, is_private)
+    return content
 
 
 def unpack_trained(content: RecordDict) -> tuple[dict[str, NDArray], dict[str, Any]]:
@@ -228,11 +242,13 @@ def error_reply(code: int, reason: str, message: Message) -> Message:
 
 def pack_config(config: Config) -> str:
     """What a site must know of the run's configuration; paths and deadlines of the server stay there."""
-    return json.dumps({part: asdict(getattr(config, part)) for part in ("model", "data", "train")}, sort_keys=True)
+    return json.dumps(
+        {part: asdict(getattr(config, part)) for part in ("model", "data", "train", "privacy")}, sort_keys=True
+    )
 
 
 def unpack_config(text: str) -> Config:
-    """A configuration with the server's model, data and train parts, defaults elsewhere.
+    """A configuration with the server's model, data, train and privacy parts, defaults elsewhere.
 
     Raises:
         MessageFault: the two sides know different knobs.
@@ -241,7 +257,10 @@ def unpack_config(text: str) -> Config:
     try:
         parts = json.loads(text)
         return Config(
-            model=ModelConfig(**parts["model"]), data=DataConfig(**parts["data"]), train=TrainConfig(**parts["train"])
+            model=ModelConfig(**parts["model"]),
+            data=DataConfig(**parts["data"]),
+            train=TrainConfig(**parts["train"]),
+            privacy=PrivacyConfig(**parts["privacy"]),
         )
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise MessageFault(

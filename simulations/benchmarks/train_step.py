@@ -111,7 +111,7 @@ def measure(size: int, rounds: int, seed: int, with_base: bool) -> list[Subject]
 
 
 def checks(found: Sequence[Subject]) -> list[Check]:
-    """The promises at the checked size: for the tiny that is built by default, and for one of about 1.2 M parameters."""
+    """The promises at the checked size: for the tiny that is built by default, and for one of about 1.2 M."""
     known = {subject.name: subject for subject in found if subject.step.size == CHECKED}
     made = []
     for name, peer in ((TINY, LIKE_TINY), (NARROW, LIKE_NARROW)):

@@ -82,7 +82,7 @@ def processes(monkeypatch):
     """Two processes of one site; `processes.now` is the one that handles the next message."""
     table = SimpleNamespace(now=0, sessions=[FakeSession(), FakeSession()], loads=0)
 
-    def train_round(session, arrays, wanted):
+    def train_round(session, arrays, wanted, ledger_file):
         session.passes += 1
         return SimpleNamespace(arrays=arrays, metrics={"loss": session.passes, "num-cases": 1})
 

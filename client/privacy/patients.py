@@ -1,0 +1,79 @@
+"""Who takes part in a step? Poisson sampling of patients, and the patches that each of them shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from client.privacy.faults import PrivacyError
+from client.privacy.noise import SecretStream
+from dsm_core.data import Datalist, PatchBatch
+
+
+class CaseSampler(Protocol):
+    """Draws patches of one case of a datalist."""
+
+    datalist: Datalist
+    names: tuple[str, ...]
+
+    def sample_case(self, index: int, generator: np.random.Generator, batch: int) -> PatchBatch: ...
+
+
+@dataclass(frozen=True)
+class Patients:
+    """The patients of a site and their cases.
+
+    Attributes:
+        cases: indices into the datalist's cases, one tuple a patient.
+        expected: patients that take part in a step on average.
+    """
+
+    cases: tuple[tuple[int, ...], ...]
+    expected: int
+
+    @classmethod
+    def of(cls, datalist: Datalist, expected: int) -> Patients:
+        """The patients behind the annotated cases: those of equal `patient`, else one a case.
+
+        Raises:
+            PrivacyError: more patients are wanted in a step than there are.
+        """
+        held: dict[tuple[str, str], list[int]] = {}
+        for index, case in enumerate(datalist.cases):
+            if case.annotated:
+                key = ("case", case.name) if case.patient is None else ("patient", case.patient)
+                held.setdefault(key, []).append(index)
+        if expected > len(held):
+            raise PrivacyError(
+                f"train.batch={expected} patients a step, and site {datalist.site} has {len(held)}; lower train.batch"
+            )
+        return cls(tuple(map(tuple, held.values())), expected)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @property
+    def sampling_rate(self) -> float:
+        """Probability that a patient takes part in a step."""
+        return self.expected / len(self)
+
+    def draw(self, stream: SecretStream) -> np.ndarray:
+        """Patients of one step, each by a draw of their own; there may be none."""
+        return np.flatnonzero(stream.uniforms(len(self)) < self.sampling_rate)
+
+
+def sample_patches(
+    patients: Patients, chosen: Iterable[int], sampler: CaseSampler, generator: np.random.Generator, patches: int
+) -> PatchBatch:
+    """`patches` patches of each chosen patient, side by side; each of a case of theirs drawn evenly."""
+    parts = []
+    for patient in chosen:
+        cases = patients.cases[patient]
+        for _ in range(patches):
+            parts.append(sampler.sample_case(cases[int(generator.integers(len(cases)))], generator, 1))
+    image, masks, annotated = (torch.cat([getattr(p, name) for p in parts]) for name in ("image", "masks", "annotated"))
+    return PatchBatch(image, masks, annotated, parts[0].names)
