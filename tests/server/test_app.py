@@ -44,7 +44,7 @@ def training(monkeypatch):
     """Every tensor moves by `change[site]` a round."""
     change = {"north": 0.001, "south": 0.003}
 
-    def train_round(session, arrays, order):
+    def train_round(session, arrays, order, ledger_file):
         moved = {name: array + np.float32(change[session.site]) for name, array in arrays.items()}
         moved["class_rows.evidence"] = arrays["class_rows.evidence"]
         return SimpleNamespace(arrays=moved, metrics={"loss": 1.0 / order.round, "num-cases": 1})
@@ -122,11 +122,11 @@ def failing_in(round, monkeypatch):
     """Let both sites fail the first time that this round is asked; returns the rounds asked so far."""
     good, calls = site_app.train_round, []
 
-    def train_round(session, arrays, order):
+    def train_round(session, arrays, order, ledger_file):
         calls.append(order.round)
         if order.round == round and calls.count(round) <= 2:
             raise OSError(28, "No space left on device")
-        return good(session, arrays, order)
+        return good(session, arrays, order, ledger_file)
 
     monkeypatch.setattr(site_app, "train_round", train_round)
     return calls
