@@ -7,7 +7,7 @@ import ssl
 import urllib.request
 from collections.abc import Callable
 
-from deployment.flower import HOME, LOOPBACK, QUIET, flower_program, program_path
+from deployment.flower import BRISK, HOME, LOOPBACK, QUIET, flower_program, program_path
 from deployment.processes import Place, Program
 from deployment.supervision import Service
 from server.consortium import Consortium
@@ -65,7 +65,7 @@ def superexec(consortium: Consortium) -> Program:
 
 
 def _environment(consortium: Consortium) -> dict[str, str]:
-    return {**QUIET, HOME: f"{consortium.flower_home}", **program_path()}
+    return {**QUIET, **BRISK, HOME: f"{consortium.flower_home}", **program_path()}
 
 
 def _answers(consortium: Consortium) -> Callable[[str], bool]:
