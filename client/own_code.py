@@ -10,6 +10,7 @@ import hashlib
 import io
 import stat
 import sys
+import tomllib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from strategies.deployment.files import write_file
 
 DESCRIPTIONS = ("pyproject.toml", ".info/CONTENT")  # read as data, never run
 TASKS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")  # SuperExec knows these
+CLIENT_APP = "client.app:app"
 LARGEST_APP = 64 << 20
 
 
@@ -36,10 +38,15 @@ def check_app(content: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > LARGEST_APP:
                 raise ForeignCode(f"the coordinator's app is larger than {LARGEST_APP} bytes")
+            entry = tomllib.loads(archive.read(DESCRIPTIONS[0]).decode())["tool"]["flwr"]["app"]["components"][
+                "clientapp"
+            ]
             names = [name for name in archive.namelist() if name not in DESCRIPTIONS]
             found = {name: hashlib.sha256(archive.read(name)).digest() for name in names}
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
         raise ForeignCode("the coordinator's app is no Flower App Bundle") from error
+    if entry != CLIENT_APP:
+        raise ForeignCode(f"the coordinator's app names {entry!r} as its client app, wanted {CLIENT_APP!r}")
     own = {name: hashlib.sha256(path.read_bytes()).digest() for name, path in installed_files().items()}
     changed = sorted(name for name in found if own.get(name) != found[name])
     missing = sorted(set(own) - set(found))

@@ -10,7 +10,7 @@ from client.site_file import SiteSettings
 from client.whereabouts import SITE_FILE, SITE_NAME
 from strategies.deployment.errors import DeploymentError
 from strategies.deployment.files import make_private_folder, write_file
-from strategies.deployment.flower import HOME, LOOPBACK, QUIET, flower_program, program_path
+from strategies.deployment.flower import BRISK, HOME, LOOPBACK, QUIET, flower_program, program_path
 from strategies.deployment.processes import Place, Program
 from strategies.deployment.supervision import Service
 
@@ -73,7 +73,7 @@ def explain(said: str) -> str:
 
 
 def _environment(site: Site, settings: SiteSettings) -> dict[str, str]:
-    variables = {**QUIET, HOME: f"{site.flower_home}", **program_path()}
+    variables = {**QUIET, **BRISK, HOME: f"{site.flower_home}", **program_path()}
     if settings.code == "installed":
         variables["PATH"] = os.pathsep.join([f"{site.folder / 'programs'}", variables["PATH"]])
     if settings.threads:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from server.consortium import Consortium
 from server.nginx import PROXY, proxy_program
-from strategies.deployment.flower import HOME, LOOPBACK, QUIET, flower_program, program_path
+from strategies.deployment.flower import BRISK, HOME, LOOPBACK, QUIET, flower_program, program_path
 from strategies.deployment.processes import Place, Program
 from strategies.deployment.supervision import Service
 
@@ -65,7 +65,7 @@ def superexec(consortium: Consortium) -> Program:
 
 
 def _environment(consortium: Consortium) -> dict[str, str]:
-    return {**QUIET, HOME: f"{consortium.flower_home}", **program_path()}
+    return {**QUIET, **BRISK, HOME: f"{consortium.flower_home}", **program_path()}
 
 
 def _answers(consortium: Consortium) -> Callable[[str], bool]:

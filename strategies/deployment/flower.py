@@ -17,6 +17,8 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# SuperExec asks for work once a second by default; an app waits for it at every message.
+BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 LOOPBACK = "127.0.0.1"
 
 
