@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.memory import keep_moments, keep_text, kept_text, recall_moments
+from client.permission import allowed_metrics, check_order
 from client.trail import records_what_leaves
 from client.training import site_session, train_round
-from client.whereabouts import site_dir
+from client.whereabouts import site_name, site_settings
 from dsm_core.config import ConfigError
 from dsm_core.data import DatalistError, label_contract, read_datalist
 from dsm_core.text_space import TextSpaceError
@@ -53,7 +55,9 @@ def _answers_faults(handler: Handler) -> Handler:
 def enrol(message: Message, context: Context) -> Message:
     """Label contract of this site."""
     messages.unpack_enrol(message.content)
-    contract = label_contract(read_datalist(site_dir(context)))
+    contract = label_contract(read_datalist(site_settings(context).data))
+    if name := site_name(context):
+        contract = replace(contract, site=name)
     return Message(messages.pack_contract(contract.to_dict()), reply_to=message)
 
 
@@ -72,9 +76,11 @@ def text(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """One round of local training."""
     request = messages.unpack_train(message.content)
+    settings = site_settings(context)
+    check_order(settings, request.order)
     space = kept_text(context, request.text_hash)
-    session = site_session(site_dir(context), messages.unpack_config(request.config), space)
+    session = site_session(settings.data, messages.unpack_config(request.config), space)
     recall_moments(context, session, request.order)
     result = train_round(session, request.arrays, request.order)
     keep_moments(context, session, request.order)
-    return Message(messages.pack_trained(result.arrays, result.metrics), reply_to=message)
+    return Message(messages.pack_trained(result.arrays, allowed_metrics(settings, result.metrics)), reply_to=message)

@@ -1,4 +1,8 @@
-"""What a site keeps between the rounds of a run: its volumes, its model and its optimiser."""
+"""What a site keeps between the rounds of a run: its volumes, its model and its optimiser.
+
+PyTorch and MONAI are imported by the first message that trains: a SuperNode starts a process for every message, and
+importing them costs several seconds of a core, which enrolment and text space need not pay.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,16 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from client.trainer import Arrays, StepSeed, Trainer, learning_rate
 from dsm_core.config import Config, config_hash
-from dsm_core.data import Datalist, PatchSampler, SiteVolumes, read_datalist, split_held_out
-from dsm_core.model import build_model
-from dsm_core.text_space import TextSpace
+from dsm_core.data import Datalist, read_datalist, split_held_out
 from strategies.messages import LOSS, NUM_CASES, SECONDS, TrainOrder
+
+if TYPE_CHECKING:
+    from client.trainer import Arrays, Trainer
+    from dsm_core.data import PatchSampler
+    from dsm_core.text_space import TextSpace
 
 _KEPT_SESSIONS = 64
 _sessions: OrderedDict[tuple[str, str, str], SiteSession] = OrderedDict()
@@ -69,6 +75,10 @@ def open_datalist(site_dir: Path | str, config: Config) -> Datalist:
 
 
 def _open_session(site_dir: Path, config: Config, text: TextSpace) -> SiteSession:
+    from client.trainer import Trainer
+    from dsm_core.data import PatchSampler, SiteVolumes
+    from dsm_core.model import build_model
+
     datalist = open_datalist(site_dir, config)
     sampler = PatchSampler(SiteVolumes(datalist, config.data), datalist, config.data)
     trainer = Trainer(build_model(config.model, text), text, config.train, datalist.labelled_classes)
@@ -81,6 +91,8 @@ def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder) -> Trai
     Args:
         session: the site. arrays: the global model's tensors. order: what the server asks.
     """
+    from client.trainer import StepSeed, learning_rate
+
     started = time.perf_counter()
     trainer = session.trainer
     trainer.load(arrays)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -12,10 +9,8 @@ from dsm_core.config import compose_config
 from server.banks import BANKS, Banks
 from server.federation import open_federation
 from server.record import RunRecord
+from server.run_config import read_consortium, read_node_names, read_overrides
 from server.trail import Trail
-
-OVERRIDES = "overrides"
-CONSORTIUM_DIR = "consortium-dir"  # run config of a deployed run: the folder whose text spaces the service hands out
 
 app = ServerApp()
 
@@ -23,14 +18,14 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One federated run of `config.sites` sites; every failure raises, so that the run's final status is `failed`."""
-    config = compose_config(shlex.split(str(context.run_config.get(OVERRIDES, ""))))
+    config = compose_config(read_overrides(context.run_config))
     record = RunRecord.create(config.out, config.name or f"flower-{context.run_id}")
-    home = str(context.run_config.get(CONSORTIUM_DIR, ""))
-    trail = Trail(Path(home) if home else None, f"{context.run_id}")
+    home = read_consortium(context.run_config)
+    trail = Trail(home, f"{context.run_id}")
     with trail.failures():
-        federation = open_federation(grid, config, config.sites)
+        federation = open_federation(grid, config, config.sites, names=read_node_names(context.run_config))
         if home:
-            Banks(Path(home) / BANKS).put(federation.text)
+            Banks(home / BANKS).put(federation.text)
         trail.begin(federation)
         state = federation.run(grid, on_round=trail.each(record.add_round))
     record.save(federation, state)

@@ -65,8 +65,11 @@ def wait_for_sites(grid: Grid, minimum: int, timeout_s: float) -> list[int]:
     return nodes
 
 
-def enrol(grid: Grid, nodes: Sequence[int], timeout_s: float) -> Enrolment:
+def enrol(grid: Grid, nodes: Sequence[int], timeout_s: float, names: Mapping[int, str] | None = None) -> Enrolment:
     """The label contract of every node, checked against each other.
+
+    Args:
+        names: the site that each node was registered as, where that is known: no site speaks for another then.
 
     Raises:
         FederationError: a node does not answer, answers with an error, or two nodes give one site name; all at once.
@@ -85,6 +88,8 @@ def enrol(grid: Grid, nodes: Sequence[int], timeout_s: float) -> Enrolment:
         except ValueError as error:
             faults.append(f"node {node}: {error}")
             continue
+        if names and contract.site != names.get(node):
+            faults.append(f"node {node} is registered as site {names.get(node)!r} and calls itself {contract.site!r}")
         if contract.site in found:
             faults.append(f"nodes {found[contract.site][0]} and {node} both call themselves site {contract.site!r}")
         found[contract.site] = (node, contract)

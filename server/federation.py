@@ -60,20 +60,26 @@ class Federation:
 
 
 def open_federation(
-    grid: Grid, config: Config, sites: int, classes: Iterable[ClassInfo] = (), connect_timeout_s: float = 120.0
+    grid: Grid,
+    config: Config,
+    sites: int,
+    classes: Iterable[ClassInfo] = (),
+    connect_timeout_s: float = 120.0,
+    names: Mapping[int, str] | None = None,
 ) -> Federation:
     """Wait for the sites, enrol them, and send them the text space.
 
     Args:
         sites: how many are wanted.
         classes: further classes of the text space, labelled at no site.
+        names: the site that each node was registered as, see `enrol`.
 
     Raises:
         FederationError: too few sites, or one that cannot enrol.
         ContractConflict: label contracts that contradict each other.
     """
     nodes = wait_for_sites(grid, sites, connect_timeout_s)
-    enrolment = enrol(grid, nodes, config.server.round_timeout_s)
+    enrolment = enrol(grid, nodes, config.server.round_timeout_s, names)
     labelled = {info.name: info for info in contract_classes(list(enrolment.contracts.values()))}
     text = build_text_space(({info.name: info for info in classes} | labelled).values(), config.text)
     for site, reason in deliver_text(grid, enrolment.nodes, text, config.server.round_timeout_s).items():

@@ -12,6 +12,7 @@ A site that cannot serve an order answers with an error of one of the codes belo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +30,8 @@ TEXT = "query.text"
 TRAIN = "train"
 
 ARRAYS = "arrays"
+INDEX = "index"
+TENSORS = "tensors"
 METRICS = "metrics"
 ORDER = "order"
 
@@ -86,28 +89,42 @@ class TrainRequest:
 
 
 def pack_arrays(arrays: Mapping[str, NDArray]) -> ArrayRecord:
-    """Named arrays as Flower carries them."""
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    """Named arrays as Flower carries them: all bytes in a row, and an index of names, types and shapes.
+
+    Flower sends every Array of a record, and every part of one, in an HTTP request of its own, at every hop: some 1600
+    for the 793 tensors of `tiny` and its moments, nine when they stand in a row.
+    """
+    index = json.dumps([[name, array.dtype.str, array.shape] for name, array in arrays.items()])
+    content = b"".join(array.tobytes() for array in arrays.values())
+    return ArrayRecord({INDEX: _bytes(index.encode()), TENSORS: _bytes(content)})
 
 
 def unpack_arrays(record: ArrayRecord) -> dict[str, NDArray]:
     """Named arrays, writable.
 
     Raises:
-        MessageFault: bytes that are no array.
+        MessageFault: an index that is none, or that does not fit the bytes.
     """
+    arrays, start = {}, 0
     try:
-        return {name: _unpack_array(array) for name, array in record.items()}
-    except (ValueError, TypeError, EOFError) as error:
+        content = record[TENSORS].data
+        for name, kind, shape in json.loads(record[INDEX].data):
+            dtype, count = np.dtype(kind), math.prod(shape)
+            if dtype.kind not in "biuf" or min(shape, default=0) < 0:
+                raise MessageFault(f"tensor {str(name)[:80]!r} is of type {dtype} and shape {shape}")
+            arrays[str(name)] = np.frombuffer(content, dtype, count, start).reshape(shape).copy()
+            start += count * dtype.itemsize
+    except MessageFault:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
         raise MessageFault("a tensor could not be read from its bytes") from error
+    if start != len(content):
+        raise MessageFault(f"the tensors came with {len(content)} bytes, and their index tells of {start}")
+    return arrays
 
 
-def _unpack_array(packed: Array) -> NDArray:
-    # Half the time of numpy.load from memory, which parses the header slowly and copies twice (measured).
-    if packed.data[:8] != b"\x93NUMPY\x01\x00" or b"'fortran_order': False" not in packed.data[:128]:
-        return packed.numpy()
-    start = 10 + int.from_bytes(packed.data[8:10], "little")
-    return np.frombuffer(packed.data, packed.dtype, offset=start).reshape(packed.shape).copy()
+def _bytes(content: bytes) -> Array:
+    return Array(dtype="uint8", shape=(len(content),), stype="bytes", data=content)
 
 
 def pack_enrol() -> RecordDict:

@@ -85,10 +85,31 @@ def test_wrong_content_is_named(read, content, reason):
         read(content)
 
 
-def test_torn_tensor_is_a_fault():
+def test_many_tensors_travel_as_few_objects():
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    record = messages.pack_arrays({f"tensor {i}": np.full(3, i, np.float32) for i in range(500)})
+    assert len(get_all_nested_objects(record)) < 10
+    assert len(messages.unpack_arrays(record)) == 500
+    assert messages.unpack_arrays(messages.pack_arrays({})) == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "reason"),
+    [
+        ("tensors", lambda data: data[:-4], "could not be read"),
+        ("tensors", lambda data: data + b"more", "came with 56 bytes, and their index tells of 52"),
+        ("index", lambda data: data[:-4], "could not be read"),
+        ("index", lambda data: b"7", "could not be read"),
+        ("index", lambda data: data.replace(b"<f4", b"|O8", 1), "is of type object"),
+        ("index", lambda data: data.replace(b"[2, 3]", b"[-1, 3]"), r"shape \[-1, 3\]"),
+        ("index", lambda data: data.replace(b"[2, 3]", b'["x"]'), "could not be read"),
+    ],
+)
+def test_torn_tensors_are_a_fault(part, change, reason):
     record = messages.pack_arrays(ARRAYS)
-    record["encoder"].data = record["encoder"].data[:60]
-    with pytest.raises(messages.MessageFault, match="could not be read"):
+    record[part].data = change(record[part].data)
+    with pytest.raises(messages.MessageFault, match=reason):
         messages.unpack_arrays(record)
 
 

@@ -1,0 +1,91 @@
+"""Which programs does a coordinator run, with which words? SuperLink, SuperExec, and nginx in front of them."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import urllib.request
+from collections.abc import Callable
+
+from deployment.flower import HOME, LOOPBACK, QUIET, flower_program, program_path
+from deployment.processes import Place, Program
+from deployment.supervision import Service
+from server.consortium import Consortium
+from server.nginx import PROXY, proxy_program
+
+SUPERLINK, SUPEREXEC = "superlink", "superexec"
+NAMES = (PROXY, SUPEREXEC, SUPERLINK)  # in the order in which they are asked to end
+HEALTH_TIMEOUT_S = 2.0
+
+
+def place_of(consortium: Consortium) -> Place:
+    return Place(consortium.folder)
+
+
+def coordinator_services(consortium: Consortium, with_proxy: bool = True) -> list[Service]:
+    """The coordinator's programs in the order of their start.
+
+    Args:
+        with_proxy: False where a proxy outside of our hands stands before the SuperLink.
+
+    Raises:
+        DeploymentError: Flower or nginx is not installed.
+    """
+    services = [Service(superlink(consortium), is_ready=_answers(consortium)), Service(superexec(consortium))]
+    if consortium.has_proxy and with_proxy:
+        services.append(Service(proxy_program(consortium), is_ready=_accepts(consortium.fleet_port)))
+    return services
+
+
+def superlink(consortium: Consortium) -> Program:
+    """Flower's server: TLS, known SuperNodes only, its state in a database that survives a crash."""
+    home = consortium.flower_home
+    command = (
+        flower_program("flower-superlink"),
+        *("--host", LOOPBACK, "--port", f"{consortium.flower_port}"),
+        *("--ssl-certfile", f"{consortium.server_certificate}", "--ssl-keyfile", f"{consortium.server_key}"),
+        *("--ssl-ca-certfile", f"{consortium.ca_certificate}"),
+        "--enable-supernode-auth",
+        *("--database", f"{home / 'state.db'}"),
+        *("--isolation", "process", "--superexec-auth-secret-file", f"{home / 'superexec.secret'}"),
+        "--disable-runtime-dependency-installation",
+    )
+    return Program(SUPERLINK, command, _environment(consortium), consortium.flower_port)
+
+
+def superexec(consortium: Consortium) -> Program:
+    """What starts the ServerApp in a process of its own."""
+    command = (
+        flower_program("flower-superexec"),
+        *("--runtime-api-address", f"{LOOPBACK}:{consortium.flower_port}"),
+        *("--root-certificates", f"{consortium.ca_certificate}"),
+        *("--superexec-auth-secret-file", f"{consortium.flower_home / 'superexec.secret'}"),
+    )
+    return Program(SUPEREXEC, command, _environment(consortium))
+
+
+def _environment(consortium: Consortium) -> dict[str, str]:
+    return {**QUIET, HOME: f"{consortium.flower_home}", **program_path()}
+
+
+def _answers(consortium: Consortium) -> Callable[[str], bool]:
+    context = ssl.create_default_context(cafile=f"{consortium.ca_certificate}")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+
+    def answers(_: str) -> bool:
+        try:
+            with opener.open(f"https://{LOOPBACK}:{consortium.flower_port}/health", timeout=HEALTH_TIMEOUT_S):
+                return True
+        except OSError:
+            return False
+
+    return answers
+
+
+def _accepts(port: int) -> Callable[[str], bool]:
+    def accepts(_: str) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(HEALTH_TIMEOUT_S)
+            return probe.connect_ex((LOOPBACK, port)) == 0
+
+    return accepts
