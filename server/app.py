@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
     with trail.failures():
         federation = open_federation(grid, config, config.sites, names=read_node_names(context.run_config))
         if home:
-            Banks(home / BANKS).put(federation.text)
+            Banks(home / BANKS).put(federation.text, config.text)
         trail.begin(federation)
         state = federation.run(grid, on_round=trail.each(record.add_round))
     record.save(federation, state)

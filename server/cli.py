@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from deployment.command_line import run_command
-from server import deploy_commands, provision_commands
+from server import audit_commands, deploy_commands, provision_commands, service_commands
 
-GROUPS = (provision_commands, deploy_commands)
+GROUPS = (provision_commands, deploy_commands, service_commands, audit_commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -82,7 +82,7 @@ def run_to_the_end(consortium: Consortium, order: Order, fab: Fab, tend: Callabl
     with open_control(consortium) as control:
         settle_members(consortium, control)
         _await_sites(control, order, tend, say)
-        run = control.start_run(fab, pack_run(order.overrides, consortium.node_names))
+        run = control.start_run(fab, pack_run(order.overrides, consortium.node_names, consortium.folder))
     say(f"run {run} of {order.sites} sites; results go to {order.folder}")
     try:
         _await_end(consortium, run, order, tend, say)
