@@ -5,10 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from client import check_commands, deploy_commands, ledger_commands, membership_commands
+from client import (
+    audit_commands,
+    check_commands,
+    consortium_commands,
+    deploy_commands,
+    doctor_commands,
+    ledger_commands,
+    membership_commands,
+    predict_command,
+)
 from strategies.deployment.command_line import run_command
 
-GROUPS = (check_commands, membership_commands, deploy_commands, ledger_commands)
+GROUPS = (
+    check_commands,
+    membership_commands,
+    doctor_commands,
+    consortium_commands,
+    deploy_commands,
+    predict_command,
+    ledger_commands,
+    audit_commands,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

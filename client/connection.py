@@ -1,41 +1,27 @@
-"""Where is the coordinator, with which certificate does this site call it, and where does it keep what it fetched?"""
+"""How does a command of the site reach the coordinator? With what `dsm-site join` left in the site's folder."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from strategies.deployment.command_line import add_folder
+
 if TYPE_CHECKING:
+    from client.membership import Site
     from strategies.tls import TlsFiles
 
 
-def add_connection(parser: argparse.ArgumentParser) -> None:
+def add_connection(parser: argparse.ArgumentParser, timeout_s: float = 30.0) -> None:
     """Options of every command that may call the coordinator."""
-    group = parser.add_argument_group("connection")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="the coordinator's gRPC service")
-    group.add_argument("--ca", type=Path, metavar="FILE", help="certificate of the consortium's authority")
-    group.add_argument("--certificate", type=Path, metavar="FILE", help="this site's certificate")
-    group.add_argument("--key", type=Path, metavar="FILE", help="this site's private key")
-    group.add_argument(
-        "--state", type=Path, default=Path("site"), metavar="DIR", help="where the site keeps what it fetched (site)"
+    add_folder(parser, "site")
+    parser.add_argument(
+        "--timeout-s", type=float, default=timeout_s, metavar="S", help="longest wait for an answer (%(default)g)"
     )
-    group.add_argument("--audit", type=Path, metavar="FILE", help="the site's audit log, told of every call")
-    group.add_argument("--timeout-s", type=float, default=30.0, metavar="S", help="for each call (30)")
 
 
-def tls_files(options: argparse.Namespace) -> TlsFiles | None:
-    """The certificate files that were named; None where none was.
+def tls_files(site: Site) -> TlsFiles | None:
+    """The certificate files of a site; None before the coordinator's certificate for it was imported."""
+    from strategies.tls import TlsFiles  # here, so that a command line is understood before Flower is loaded
 
-    Raises:
-        TlsError: some were, and others not.
-    """
-    from strategies.tls import TlsError, TlsFiles  # here, so that a command line is understood before Flower is loaded
-
-    files = {name: getattr(options, name) for name in ("ca", "certificate", "key")}
-    missing = [f"--{name}" for name, path in files.items() if path is None]
-    if len(missing) == len(files):
-        return None
-    if missing:
-        raise TlsError(f"{' and '.join(missing)} is missing; --ca, --certificate and --key belong together")
-    return TlsFiles(**files)
+    return TlsFiles(site.ca_certificate, site.certificate, site.key) if site.is_member else None

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.connection import add_connection
+from strategies.deployment.command_line import Commands
+
 if TYPE_CHECKING:
     from strategies.proto.consortium_pb2 import Progress
 
 
-def add_commands(commands: argparse._SubParsersAction) -> None:
+def add_commands(commands: Commands) -> None:
     """Add `bank`, `enrol`, `encode` and `watch`."""
-    from client.connection import add_connection
 
     def add(name: str, help: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
@@ -25,7 +27,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     add("bank", "fetch the consortium's text space", _bank)
     enrol = add("enrol", "send this site's label contract, and learn whether it fits the other sites'", _enrol)
-    enrol.add_argument("folder", type=Path, metavar="DIR", help="data folder with dataset.json")
+    enrol.add_argument("--data", type=Path, metavar="DIR", help="the data folder, instead of the one in site.yaml")
     enrol.add_argument("--dry-run", action="store_true", help="show what would be sent, and send nothing")
     encode = add("encode", "have phrases encoded by the coordinator, and keep their vectors for dsm-predict", _encode)
     encode.add_argument("phrases", nargs="+", metavar="PHRASE")
@@ -62,13 +64,16 @@ def _bank(options: argparse.Namespace) -> None:
 
 def _enrol(options: argparse.Namespace) -> None:
     from client.errands import Errands
+    from client.membership import load_site
     from client.retries import ConsortiumError
     from client.site import check_site
+    from client.site_file import read_site_file
 
-    report = check_site(options.folder)
+    data = options.data or read_site_file(load_site(options.folder).settings).data
+    report = check_site(data)
     if report.contract is None:
         count = len(report.inspection.faults)
-        raise ConsortiumError(f"{count} fault(s) in the data folder; see them with `dsm-site check {options.folder}`")
+        raise ConsortiumError(f"{count} fault(s) in the data folder; see them with `dsm-site check {data}`")
     with Errands.open(options) as errands:
         contract = errands.own(report.contract)
         print(json.dumps(contract.to_dict(), indent=1) if options.dry_run else f"enrolling site {contract.site!r}")

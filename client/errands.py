@@ -12,14 +12,15 @@ from types import TracebackType
 
 from client.bank_cache import held_bank, keep_bank
 from client.connection import tls_files
+from client.membership import load_site
 from client.text_client import ConsortiumClient
 from dsm_core.classes import normalise_name
 from dsm_core.data import LabelContract
 from dsm_core.phrase_cache import keep_phrases, with_cached_phrases
 from dsm_core.text_space import TextSpace, TextSpaceError
 from strategies.audit import AuditLog, Head
+from strategies.deployment.errors import DeploymentError
 from strategies.proto import consortium_pb2 as wire
-from strategies.tls import TlsError, TlsFiles, read_certificates, site_name
 
 
 class Errands:
@@ -29,23 +30,25 @@ class Errands:
         """Put the parts together.
 
         Args:
-            site: name in the site's certificate. state: folder for what is fetched.
+            site: name of the site in the consortium. state: folder for what is fetched.
         """
         self.client, self.site, self._state, self._audit = client, site, state, audit
 
     @classmethod
     def open(cls, options: argparse.Namespace) -> Errands:
-        """The errands for the options of `client.connection`.
+        """The errands of the site in `--folder`.
 
         Raises:
-            TlsError: no coordinator or no certificate was named, or it cannot be used.
+            DeploymentError: the folder holds no membership. TlsError: the site's certificate cannot be used.
         """
-        tls: TlsFiles | None = tls_files(options)
-        if tls is None or not options.coordinator:
-            raise TlsError("name the coordinator and this site's files: --coordinator, --ca, --certificate, --key")
-        client = ConsortiumClient(options.coordinator, tls, options.timeout_s)
-        site = site_name(read_certificates(tls.certificate.read_bytes(), f"{tls.certificate}")[0])
-        return cls(client, site, options.state, AuditLog(options.audit) if options.audit else None)
+        site = load_site(options.folder)
+        tls = tls_files(site)
+        if tls is None:
+            raise DeploymentError(
+                f"{site.name} has no certificate yet; import the coordinator's with `dsm-site join --certificate`"
+            )
+        client = ConsortiumClient(site.service, tls, options.timeout_s)
+        return cls(client, site.name, site.folder, AuditLog(site.audit))
 
     def __enter__(self) -> Errands:
         return self

@@ -7,6 +7,7 @@ NAME.csr                   what goes back to the coordinator
 site.crt                   what the coordinator made of it
 next/                      key and request of a rotation that the coordinator has not answered
 site.yaml                  what this site allows
+audit.jsonl                what happened here, and what left
 flower/  logs/  processes/ what runs here
 """
 
@@ -86,6 +87,11 @@ class Site:
     def settings(self) -> Path:
         """The site's own file, see `client.site_file`."""
         return self.folder / "site.yaml"
+
+    @property
+    def audit(self) -> Path:
+        """Record of what happened here and of what left, see `strategies.audit`."""
+        return self.folder / "audit.jsonl"
 
     @property
     def flower_home(self) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from client.connection import add_connection
+from dsm_core.predict_arguments import add_arguments
+from strategies.deployment.command_line import Commands
 
-def add_commands(commands: argparse._SubParsersAction) -> None:
+
+def add_commands(commands: Commands) -> None:
     """Add `predict`."""
-    from client.connection import add_connection
-    from dsm_core.predict_arguments import add_arguments
-
     predict = commands.add_parser(
         "predict",
         help="segment what phrases name in a scan; the coordinator encodes the phrases that are unknown here",

@@ -7,7 +7,7 @@ import os
 from client.membership import Site
 from client.own_code import write_programs
 from client.site_file import SiteSettings
-from client.whereabouts import SITE_FILE, SITE_NAME
+from client.whereabouts import AUDIT, SITE_FILE, SITE_NAME
 from strategies.deployment.errors import DeploymentError
 from strategies.deployment.files import make_private_folder, write_file
 from strategies.deployment.flower import BRISK, HOME, LOOPBACK, QUIET, flower_program, program_path
@@ -43,7 +43,7 @@ def supernode(site: Site, settings: SiteSettings) -> Program:
         flower_program("flower-supernode"),
         *("--superlink", site.fleet, "--root-certificates", f"{site.ca_certificate}"),
         *("--auth-supernode-private-key", f"{site.flower_key}"),
-        *("--node-config", f'{SITE_FILE}="{site.settings}" {SITE_NAME}="{site.name}"'),
+        *("--node-config", f'{SITE_FILE}="{site.settings}" {SITE_NAME}="{site.name}" {AUDIT}="{site.audit}"'),
         *("--host", LOOPBACK, "--port", f"{settings.port}"),
         *("--isolation", "process", "--superexec-auth-secret-file", f"{site.flower_home / 'superexec.secret'}"),
     )

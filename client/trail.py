@@ -14,6 +14,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message
 
+from client.whereabouts import AUDIT
 from strategies import messages
 from strategies.audit import AuditError, AuditLog
 from strategies.manifest import layout, layout_digest, manifest, order_hashes
@@ -21,7 +22,6 @@ from strategies.manifest import layout, layout_digest, manifest, order_hashes
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
 
-AUDIT = "audit"  # node config of a SuperNode: the site's audit log
 _LISTED = "audit-layout"  # in the node's state: digest of the tensors whose names are in the log already
 
 

@@ -12,6 +12,7 @@ from dsm_core.data import site_folders
 from strategies.messages import MessageFault
 
 SITE_FILE = "site-file"  # node config of a SuperNode: the site's own file, see client.site_file
+AUDIT = "audit"  # node config of a SuperNode: the site's audit log
 SITE_NAME = "site-name"  # node config of a SuperNode: the name in the site's certificate
 SITE_DIR = "site-dir"  # node config of a SuperNode without a site file: the data folder
 SITES_DIR = "sites-dir"  # run config of a local simulation: a folder of site folders

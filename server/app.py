@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.run import run_federation
-from server.run_config import CONSORTIUM_DIR, NODE_NAMES, read_node_names, read_overrides
+from server.run_config import NODE_NAMES, read_consortium, read_node_names, read_overrides
 
 app = ServerApp()
 
@@ -17,9 +16,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One federated run; every failure raises, so that the run's final status is `failed`."""
-    home = str(context.run_config.get(CONSORTIUM_DIR, ""))
+    home = read_consortium(context.run_config)
     words = read_overrides(context.run_config)
-    done = run_federation(grid, words, f"flower-{context.run_id}", Path(home) if home else None, _node_names(context))
+    done = run_federation(grid, words, f"flower-{context.run_id}", home, _node_names(context))
     print(done, flush=True)
 
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from strategies.deployment.audit_command import add_audit
+from strategies.deployment.command_line import Commands
 
-def add_commands(commands: argparse._SubParsersAction) -> None:
+
+def add_commands(commands: Commands) -> None:
     """Add `audit`."""
-    from strategies.audit_commands import add_audit
+    add_audit(commands, Path("consortium/audit.jsonl"), _verify)
 
-    add_audit(commands, Path("consortium/audit.jsonl"))
+
+def _verify(options: argparse.Namespace) -> int:
+    from strategies.audit_report import verify
+
+    return verify(options)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 from dsm_core.config import TextConfig
@@ -23,22 +25,22 @@ class Banks:
     The server of a run puts its text space here and another process serves it, so nothing is assumed to stay.
     """
 
-    def __init__(self, folder: Path, config: TextConfig | None = None) -> None:
-        """Open or make the folder.
-
-        Args:
-            config: the encoder for phrases that no text space holds; loaded when first needed. None: no encoder
-                beyond what a text space brings along.
-        """
+    def __init__(self, folder: Path) -> None:
+        """Open or make the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._config = config
-        self._encoder: TextEncoder | None = None
         self._held: dict[str, TextSpace] = {}
+        self._encoders: dict[str, TextEncoder] = {}
         self._lock = threading.Lock()
 
-    def put(self, space: TextSpace) -> None:
-        """Keep a text space and make it the current one; a reader finds the old one or the new one."""
+    def put(self, space: TextSpace, config: TextConfig | None = None) -> None:
+        """Keep a text space and make it the current one; a reader finds the old one or the new one.
+
+        Args:
+            config: the encoder that made it, for phrases that it does not hold; it is loaded when first needed.
+        """
+        if config is not None:
+            replace_file(self._path(space.hash, ".json"), json.dumps(asdict(config)).encode())
         if not self._path(space.hash).is_file():
             space.save(self._path(space.hash))
         replace_file(self.folder / _CURRENT, space.hash.encode())
@@ -67,19 +69,20 @@ class Banks:
             return self._held[bank_hash]
 
     def able_to_encode(self, space: TextSpace) -> TextSpace:
-        """The text space with the coordinator's encoder, where it has one.
+        """The text space with the encoder that made it, where the coordinator knows that one.
 
         Raises:
             TextSpaceError: the encoder cannot be loaded, or did not make this text space.
         """
-        if space.phrase_encoder is not None or self._config is None:
+        path = self._path(space.hash, ".json")
+        if space.phrase_encoder is not None or not path.is_file():
             return space
+        config = path.read_text()
         with self._lock:
-            if self._encoder is None:
-                self._encoder = load_encoder(self._config)
-            able = space.with_encoder(self._encoder)
-            self._held[space.hash] = able
-            return able
+            if config not in self._encoders:
+                self._encoders = {config: load_encoder(TextConfig(**json.loads(config)))}  # one at a time: it is large
+            self._held[space.hash] = space.with_encoder(self._encoders[config])
+            return self._held[space.hash]
 
-    def _path(self, bank_hash: str) -> Path:
-        return self.folder / f"{bank_hash}.safetensors"
+    def _path(self, bank_hash: str, ending: str = ".safetensors") -> Path:
+        return self.folder / f"{bank_hash}{ending}"

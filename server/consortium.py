@@ -5,6 +5,8 @@ ca/                        ca.key, ca.crt, crl.pem: the authority and what it ha
 server/                    server.key, server.crt: the coordinator's identity
 sites/NAME/                site.json, NAME.crt, NAME.pub: one site
 kits/                      archives made by `add-site`, one a site
+audit.jsonl                what happened here
+banks/  contracts.json     text spaces that the gRPC service hands out; label contracts of enrolled sites
 flower/                    Flower's home, state database, secret
 logs/  processes/          what runs, and what it said
 """
@@ -101,9 +103,19 @@ class Consortium:
         return self.flower_home / "nodes.json"
 
     @property
+    def audit(self) -> Path:
+        """Record of what happened here, see `strategies.audit`."""
+        return self.folder / "audit.jsonl"
+
+    @property
     def fleet_address(self) -> str:
         """host:port that sites are told for Flower."""
         return f"{_bracketed(self.hosts[0])}:{self.fleet_port}"
+
+    @property
+    def service_host(self) -> str:
+        """The address that the gRPC service listens on: every one of this machine."""
+        return "::" if any(":" in host for host in self.hosts) else "0.0.0.0"
 
     @property
     def service_address(self) -> str:

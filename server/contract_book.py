@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from dsm_core.data import ContractError, LabelContract, find_conflicts
@@ -14,13 +14,13 @@ from dsm_core.durable import replace_file
 class ContractBook:
     """Label contracts of enrolled sites in one JSON file."""
 
-    def __init__(self, path: Path, is_member: Callable[[str], bool] = lambda site: True) -> None:
+    def __init__(self, path: Path, members: Callable[[], Collection[str]]) -> None:
         """Name the file; it is made with the first contract.
 
         Args:
-            is_member: whether a site still belongs to the consortium; the contract of one that left binds nobody.
+            members: sites that belong to the consortium now; the contract of one that left binds nobody.
         """
-        self.path, self._is_member = path, is_member
+        self.path, self._members = path, members
         self._lock = threading.Lock()
 
     def contracts(self) -> dict[str, LabelContract]:
@@ -37,7 +37,8 @@ class ContractBook:
             raise ContractError(
                 f"{self.path} is no JSON ({error}); put back a copy, or let every site enrol again"
             ) from None
-        return {contract.site: contract for contract in held if self._is_member(contract.site)}
+        members = self._members()
+        return {contract.site: contract for contract in held if contract.site in members}
 
     def conflicts(self, contract: LabelContract) -> list[str]:
         """Reasons why this contract contradicts the enrolled ones of other sites; empty where it does not."""

@@ -112,6 +112,7 @@ def _accept(options: argparse.Namespace) -> int:
 
     consortium = load_consortium(options.folder)
     path, found = accept(consortium, options.name, options.request, options.fingerprint)
+    _record(consortium, "accepted", site=options.name, fingerprint=found, serial=consortium.site(options.name).serial)
     print(f"{path}\nfingerprint {found}")
     if options.fingerprint is None:
         print(f"ask {options.name} by telephone whether theirs is the same; if not: dsm-server revoke {options.name}")
@@ -126,6 +127,7 @@ def _revoke(options: argparse.Namespace) -> int:
 
     consortium = load_consortium(options.folder)
     revoke(consortium, options.name, options.reason)
+    _record(consortium, "revoked", site=options.name, reason=options.reason)
     print(f"{options.name} is revoked")
     _settle(consortium)
     return 0
@@ -143,6 +145,16 @@ def _rotate(options: argparse.Namespace) -> int:
     consortium.save()
     print(f"{consortium.server_certificate}\nsites need nothing new; `dsm-server stop` and `start` take it into use")
     return 0
+
+
+def _record(consortium: Consortium, event: str, **facts: str) -> None:
+    from strategies.audit import AuditError, AuditLog
+    from strategies.deployment.errors import DeploymentError
+
+    try:
+        AuditLog(consortium.audit).record(event, **facts)
+    except AuditError as error:
+        raise DeploymentError(f"done, and not in the audit log: {error}") from error
 
 
 def _port(text: str) -> int:

@@ -52,7 +52,7 @@ def run_federation(
         rewind_history(record.folder, record.method, saved.state.round if saved else 0)
         federation = open_federation(grid, config, config.sites, saved=saved, waiting=waiting, names=names)
         if home is not None:
-            Banks(home / BANKS).put(federation.text)
+            Banks(home / BANKS).put(federation.text, config.text)
         trail.begin(federation)
         state = federation.run(grid, trail.each(record.add_round), saved.state if saved else None, store, waiting)
         record.save(federation, state)

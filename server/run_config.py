@@ -10,13 +10,13 @@ from typing import Any
 
 OVERRIDES = "overrides"  # KEY=VALUE words, quoted as in a shell
 NODE_NAMES = "node-names"  # a file of the coordinator: which node is which site; empty in a simulation
-CONSORTIUM_DIR = "consortium-dir"  # the coordinator's folder: text spaces to hand out, audit log; empty in a simulation
+CONSORTIUM_DIR = "consortium-dir"  # the consortium's folder: audit log and text spaces; empty in a simulation
 KEYS = (OVERRIDES, NODE_NAMES, CONSORTIUM_DIR, "sites-dir")
 
 
-def pack_run(overrides: Sequence[str], node_names: Path, folder: Path) -> dict[str, str]:
+def pack_run(overrides: Sequence[str], node_names: Path, consortium: Path) -> dict[str, str]:
     """The run configuration of a deployed run."""
-    return {OVERRIDES: shlex.join(overrides), NODE_NAMES: f"{node_names}", CONSORTIUM_DIR: f"{folder}"}
+    return {OVERRIDES: shlex.join(overrides), NODE_NAMES: f"{node_names}", CONSORTIUM_DIR: f"{consortium}"}
 
 
 def read_overrides(run_config: Mapping[str, Any]) -> list[str]:
@@ -28,3 +28,9 @@ def read_node_names(run_config: Mapping[str, Any]) -> dict[int, str]:
     """The site that each node was registered as; empty in a simulation."""
     path = str(run_config.get(NODE_NAMES, ""))
     return {int(node): site for node, site in json.loads(Path(path).read_text()).items()} if path else {}
+
+
+def read_consortium(run_config: Mapping[str, Any]) -> Path | None:
+    """The consortium's folder; None in a simulation."""
+    folder = str(run_config.get(CONSORTIUM_DIR, ""))
+    return Path(folder) if folder else None

@@ -1,9 +1,10 @@
-"""Which programs does a coordinator run, with which words? SuperLink, SuperExec, and nginx in front of them."""
+"""Which programs does a coordinator run, with which words? SuperLink, SuperExec, the gRPC service, and nginx."""
 
 from __future__ import annotations
 
 import socket
 import ssl
+import sys
 import urllib.request
 from collections.abc import Callable
 
@@ -13,8 +14,8 @@ from strategies.deployment.flower import BRISK, HOME, LOOPBACK, QUIET, flower_pr
 from strategies.deployment.processes import Place, Program
 from strategies.deployment.supervision import Service
 
-SUPERLINK, SUPEREXEC = "superlink", "superexec"
-NAMES = (PROXY, SUPEREXEC, SUPERLINK)  # in the order in which they are asked to end
+SUPERLINK, SUPEREXEC, TEXT_SERVICE = "superlink", "superexec", "text-service"
+NAMES = (PROXY, TEXT_SERVICE, SUPEREXEC, SUPERLINK)  # in the order in which they are asked to end
 HEALTH_TIMEOUT_S = 2.0
 
 
@@ -32,6 +33,7 @@ def coordinator_services(consortium: Consortium, with_proxy: bool = True) -> lis
         DeploymentError: Flower or nginx is not installed.
     """
     services = [Service(superlink(consortium), is_ready=_answers(consortium)), Service(superexec(consortium))]
+    services.append(Service(text_service(consortium), is_ready=_accepts(consortium.service_port)))
     if consortium.has_proxy and with_proxy:
         services.append(Service(proxy_program(consortium), is_ready=_accepts(consortium.fleet_port)))
     return services
@@ -62,6 +64,12 @@ def superexec(consortium: Consortium) -> Program:
         *("--superexec-auth-secret-file", f"{consortium.flower_home / 'superexec.secret'}"),
     )
     return Program(SUPEREXEC, command, _environment(consortium))
+
+
+def text_service(consortium: Consortium) -> Program:
+    """The gRPC service for text space, phrases, enrolment and progress; public, and needs no proxy."""
+    command = (sys.executable, "-m", "server.cli", "service", "--folder", f"{consortium.folder}")
+    return Program(TEXT_SERVICE, command, port=consortium.service_port, host=consortium.service_host)
 
 
 def _environment(consortium: Consortium) -> dict[str, str]:

@@ -15,7 +15,8 @@ from dsm_core.data import ContractError, LabelContract
 from dsm_core.text_space import TextSpace, TextSpaceError
 from server import progress
 from server.admission import Admission, Refusal
-from server.banks import Banks
+from server.banks import BANKS, Banks
+from server.consortium import Consortium
 from server.contract_book import ContractBook
 from strategies import consortium
 from strategies.audit import AuditLog, Head
@@ -40,6 +41,17 @@ class Desk:
     runs: Path
     audit: AuditLog | None = None
     watch_lease_s: float = consortium.WATCH_LEASE_S
+
+
+def open_desk(consortium: Consortium) -> Desk:
+    """What the service of a consortium answers from; members and revocations are read anew at every call."""
+    return Desk(
+        admission=Admission(consortium.members, consortium.revoked_serials),
+        banks=Banks(consortium.folder / BANKS),
+        contracts=ContractBook(consortium.folder / "contracts.json", consortium.members),
+        runs=consortium.folder / "runs",
+        audit=AuditLog(consortium.audit),
+    )
 
 
 class TextService(ConsortiumServicer):

@@ -22,14 +22,12 @@ from strategies.audit import AuditLog
 from strategies.manifest import manifest
 from strategies.query_fedavg import ServerState
 
-LOG = "audit.jsonl"
-
 
 class Trail:
     """The records of one run; of a run outside a consortium, none."""
 
     def __init__(self, consortium: Path | None, run: str) -> None:
-        self._log = AuditLog(consortium / LOG) if consortium else None
+        self._log = AuditLog(consortium / "audit.jsonl") if consortium else None
         self._run = run
 
     @contextmanager

@@ -108,7 +108,7 @@ class Coordinator:
         self.desk = Desk(
             Admission(lambda: self.sites, lambda: {_serial(files) for files in self.revoked}),
             Banks(folder / "banks"),
-            ContractBook(folder / "contracts.json", lambda site: site in self.sites),
+            ContractBook(folder / "contracts.json", lambda: self.sites),
             folder / "runs",
             self.audit,
             watch_lease_s=0.5,

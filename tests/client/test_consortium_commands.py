@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from dataclasses import replace
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from client import consortium_commands, predict_command
+from client import cli
 from client.bank_cache import BANK
 from dsm_core import predict
 from dsm_core.checkpoint import save_checkpoint
@@ -40,25 +39,36 @@ def _cache(monkeypatch, tmp_path):
 def towered(coordinator):
     """The coordinator's text space as sites see it that lack its encoder, as they would lack a CLIP tower."""
     space = replace(coordinator.space, encoder="a tower", phrase_encoder=None)
-    coordinator.desk.banks.put(space)
-    coordinator.desk.banks._config = TextConfig(encoder="offline")
+    coordinator.desk.banks.put(space, TextConfig(encoder="offline"))
     return space
 
 
 @pytest.fixture
-def site(coordinator, north, tmp_path, capsys):
-    """Runs a command of the site north; returns its exit code, and what it said."""
-    files = ("--ca", north.ca, "--certificate", north.certificate, "--key", north.key)
-    connection = ("--coordinator", coordinator.address, *files, "--state", tmp_path / "site", "--timeout-s", 5)
-    connection = (*connection, "--audit", tmp_path / "site" / "audit.jsonl")
+def join(coordinator):
+    """Makes the folder of a site as `dsm-site join` leaves it."""
 
-    def run(command, *words, connection=connection):
-        parser = argparse.ArgumentParser()
-        commands = parser.add_subparsers()
-        for group in (consortium_commands, predict_command):
-            group.add_commands(commands)
-        options = parser.parse_args([command, *map(str, (*words, *connection))])
-        code = options.run(options)
+    def joined(folder, files, name="north"):
+        folder.mkdir()
+        for name_, source in {"ca.crt": files.ca, "site.crt": files.certificate, "site.key": files.key}.items():
+            (folder / name_).write_bytes(source.read_bytes())
+        (folder / "site.ssh").write_text("the same key for Flower")
+        for key in ("site.key", "site.ssh"):
+            (folder / key).chmod(0o600)
+        facts = {"consortium": "trial", "name": name, "secret": "", "flower": "1.41.0"}
+        addresses = {"fleet": coordinator.address, "service": coordinator.address}
+        (folder / "membership.json").write_text(json.dumps({**facts, **addresses}))
+        return folder
+
+    return joined
+
+
+@pytest.fixture
+def site(join, north, tmp_path, capsys):
+    """Runs a command of the site north; returns its exit code, and what it said."""
+    own = join(tmp_path / "site", north)
+
+    def run(command, *words, folder=own):
+        code = cli.main([command, *map(str, words), "--folder", str(folder), "--timeout-s", "5"])
         told = capsys.readouterr()
         return code, told.out + told.err
 
@@ -100,10 +110,10 @@ def test_bank_is_fetched_once_and_a_damaged_one_is_replaced(site, coordinator, t
 
 def test_enrolment_goes_under_the_certificates_name_and_both_logs_witness_it(site, coordinator, tmp_path, records):
     folder = data_folder(tmp_path / "whatever", {})
-    code, said = site("enrol", folder, "--dry-run")
+    code, said = site("enrol", "--data", folder, "--dry-run")
     assert (code, json.loads(said)["site"]) == (0, "north")
     assert not coordinator.desk.contracts.contracts()
-    assert site("enrol", folder) == (0, "enrolling site 'north'\naccepted; enrolled now: north\n")
+    assert site("enrol", "--data", folder) == (0, "enrolling site 'north'\naccepted; enrolled now: north\n")
     assert list(coordinator.desk.contracts.contracts()) == ["north"]
     (left, facts), (enrolled, answer) = records()
     assert (left, facts["classes"], enrolled) == ("left", {"liver": 1}, "enrolled")
@@ -114,17 +124,15 @@ def test_enrolment_goes_under_the_certificates_name_and_both_logs_witness_it(sit
     assert "doe" not in json.dumps(records())
 
 
-def test_enrolment_that_is_refused_names_every_reason(site, coordinator, tmp_path, authority, records):
-    site("enrol", data_folder(tmp_path / "a", {}))
-    south = authority.issue("south")
-    files = ("--ca", south.ca, "--certificate", south.certificate, "--key", south.key)
+def test_enrolment_that_is_refused_names_every_reason(site, join, tmp_path, authority):
+    site("enrol", "--data", data_folder(tmp_path / "a", {}))
+    south = join(tmp_path / "south", authority.issue("south"), "south")
     folder = data_folder(tmp_path / "b", {"liver": {"kind": "lesion", "host": "nowhere"}})
-    connection = ("--coordinator", coordinator.address, *files, "--state", tmp_path / "south")
-    code, said = site("enrol", folder, connection=connection)
+    code, said = site("enrol", "--data", folder, folder=south)
     assert code == 1
     assert re.search(r"refused: \(1\) 'liver' is lesion at south, organ at north.*\(2\) .*no site labels", said)
     (folder / "labelsTr" / "doe.nii.gz").unlink()
-    code, said = site("enrol", folder)
+    code, said = site("enrol", "--data", folder)
     assert code == 1
     assert "dsm-site check" in said
 
@@ -170,7 +178,7 @@ def test_prediction_without_a_text_tower_asks_once_and_then_works_offline(site, 
     assert site("predict", *words, "-o", tmp_path / "asked.nii.gz")[0] == 0
     coordinator.service.stop(0)
     assert predict.main(alone) == 0
-    assert site("predict", *words, "-o", tmp_path / "again.nii.gz", connection=())[0] == 0
+    assert site("predict", *words, "-o", tmp_path / "again.nii.gz", folder=tmp_path / "absent")[0] == 0
 
     masks = [np.asarray(nib.load(tmp_path / f"{name}.nii.gz").dataobj) for name in ("asked", "alone", "again")]
     assert np.array_equal(masks[0], masks[1])
@@ -200,7 +208,28 @@ def test_watch_tells_each_round_and_this_sites_own_reason(site, coordinator):
     ]
 
 
-def test_missing_connection_is_named(site):
-    code, said = site("bank", connection=())
+def test_a_site_that_has_not_joined_or_was_not_accepted_is_told(site, tmp_path):
+    assert "dsm-site join KIT" in site("bank", folder=tmp_path / "absent")[1]
+    (tmp_path / "site" / "site.crt").unlink()
+    code, said = site("bank")
     assert code == 1
-    assert "--coordinator, --ca, --certificate, --key" in said
+    assert "has no certificate yet" in said
+
+
+def test_doctor_reads_the_sites_folder(site, tmp_path):
+    data = data_folder(tmp_path / "data", {})
+    (tmp_path / "site" / "site.yaml").write_text(f"data: {data}\n")
+    code, said = site("doctor")
+    assert code == 0, said
+    assert "membership   site 'north' of trial" in said
+    assert "coordinator  knows this site as 'north'" in said
+    (tmp_path / "site" / "site.yaml").write_text(f"data: {data}\ncolour: blue\n")
+    code, said = site("doctor", "--json")
+    assert code == 1
+    faults = [each for each in json.loads(said)["findings"] if each["state"] == "fault"]
+    assert [(each["name"], "colour" in each["found"]) for each in faults] == [("site.yaml", True)]
+    (tmp_path / "site" / "site.key").chmod(0o644)
+    assert "chmod 600" in site("doctor")[1]
+    code, said = site("doctor", "--data", data, folder=tmp_path / "absent")
+    assert code == 0
+    assert "join with `dsm-site join KIT`" in said

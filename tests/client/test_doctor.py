@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import socket
@@ -15,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from client import doctor_commands
 from client.bank_cache import BANK, keep_bank
 from client.doctor import Finding, Probe, SiteSetup, State, examine
 from client.doctor_machine import MACHINE
@@ -246,28 +244,15 @@ def test_a_probe_that_hangs_or_breaks_is_a_finding_and_the_others_go_on():
     assert "ZeroDivisionError: by hand" in report.findings[2].found
 
 
-def run(*words):
-    parser = argparse.ArgumentParser()
-    doctor_commands.add_commands(parser.add_subparsers())
-    options = parser.parse_args(["doctor", *map(str, words)])
-    return options.run(options)
-
-
-def test_command_ends_with_1_on_faults_and_speaks_json(setup, coordinator, north, capsys):
-    files = ("--ca", north.ca, "--certificate", north.certificate, "--key", north.key)
-    healthy = ("--data", setup.data, "--state", setup.state, "--coordinator", setup.service, *files)
-    assert run(*healthy) == 0
-    told = capsys.readouterr().out
-    assert "ok      clock        agrees with the coordinator's" in told
-    assert told.splitlines()[-1].startswith("0 fault(s)")
+def test_report_counts_and_speaks_json(setup, coordinator, north):
+    report = examine(setup, [*MACHINE, *NETWORK])
+    assert report.is_able
+    assert "ok      clock        agrees with the coordinator's" in report.to_text()
+    assert report.to_text().splitlines()[-1].startswith("0 fault(s)")
     coordinator.revoked.append(north)
-    assert run(*healthy, "--json") == 1
-    report = json.loads(capsys.readouterr().out)
-    assert report["is_able"] is False
-    faults = {each["name"]: each["remedy"] for each in report["findings"] if each["state"] == "fault"}
-    assert list(faults) == ["coordinator"]
-    assert run("--ca", north.ca) == 2
-    assert "--certificate and --key is missing" in capsys.readouterr().err
+    told = examine(setup, [*MACHINE, *NETWORK]).to_dict()
+    assert told["is_able"] is False
+    assert [each["name"] for each in told["findings"] if each["state"] == "fault"] == ["coordinator"]
 
 
 def test_releases_are_read_from_the_installed_packages():

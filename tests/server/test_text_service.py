@@ -91,7 +91,7 @@ def test_encoder_of_the_coordinator_serves_a_bank_that_has_none(coordinator, stu
     code, reason = refused(stub.Encode, request)
     assert code is grpc.StatusCode.NOT_FOUND
     assert "'gallstone'" in reason
-    coordinator.desk.banks._config = TextConfig(encoder="offline")
+    coordinator.desk.banks.put(space, TextConfig(encoder="offline"))
     reply = stub.Encode(request, timeout=10)
     assert torch.equal(torch.tensor(reply.vectors[0].values), coordinator.space.encode(["gallstone"])[0])
 
@@ -127,7 +127,7 @@ def test_enrolment_is_kept_and_may_be_repeated(coordinator, stub):
     for _ in range(2):
         reply = stub.Enrol(enrolment(NORTH, coordinator.space.hash), timeout=10)
         assert (reply.is_accepted, list(reply.reasons), list(reply.sites)) == (True, [], ["north"])
-    assert ContractBook(coordinator.desk.contracts.path).contracts() == {"north": NORTH}
+    assert ContractBook(coordinator.desk.contracts.path, lambda: {"north"}).contracts() == {"north": NORTH}
 
 
 def test_enrolment_puts_the_end_of_each_log_into_the_other(coordinator, stub):
