@@ -52,7 +52,7 @@ def test_tasks_are_given_to_who_knows_the_secret_only(site):
 
 def test_the_app_learns_the_site_s_file_and_name_from_the_node(site):
     config = dict(word.split("=", 1) for word in shlex.split(options(programs(site)["supernode"])["--node-config"]))
-    assert config == {"site-file": f"{site.settings}", "site-name": "north"}
+    assert config == {"site-file": f"{site.settings}", "site-name": "north", "audit": f"{site.audit}"}
 
 
 def test_nothing_is_installed_and_nobody_is_told(site):
