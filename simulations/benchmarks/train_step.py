@@ -92,7 +92,10 @@ def subjects(size: int, rounds: int, seed: int, with_base: bool) -> list[Subject
     if size % 32 == 0:
         found.append(peer("SwinUNETR, its smallest", swin_unetr(12), 2, rounds))
     if with_base:
-        found += [dsm(BASE, base, 1, BASE_ROUNDS), peer("SegResNet like base", segresnet(32, (1, 2, 2, 6)), 1, BASE_ROUNDS)]
+        found += [
+            dsm(BASE, base, 1, BASE_ROUNDS),
+            peer("SegResNet like base", segresnet(32, (1, 2, 2, 6)), 1, BASE_ROUNDS),
+        ]
         if size % 32 == 0:
             found.append(peer("SwinUNETR, next below base", swin_unetr(24), 1, BASE_ROUNDS))
     return found
