@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsm_core.config import TrainConfig
 from dsm_core.data import PatchBatch
+from dsm_core.freed_memory import keep_freed_memory
 from dsm_core.losses import dsm_loss
 from dsm_core.model import DSM, QueryDropout, QuerySet
 from dsm_core.text_space import TextSpace
@@ -60,6 +61,7 @@ class Trainer:
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         rows = [p for name, p in self.model.named_parameters() if name.startswith("class_rows.")]
         shared = [p for name, p in self.model.named_parameters() if not name.startswith("class_rows.")]
         self.optimizer = torch.optim.AdamW(
