@@ -35,6 +35,7 @@ def add_commands(commands: Commands) -> None:
     encode.add_argument("--phrase-cache", type=Path, metavar="DIR", help="where dsm-predict looks for phrases")
     watch = add("watch", "the rounds of a run, as they are done", _watch)
     watch.add_argument("run_name", metavar="RUN", help="name of the run at the coordinator")
+    watch.add_argument("--no-follow", action="store_true", help="tell what is known now, and end")
 
 
 def named_failures(command: str, run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
@@ -103,7 +104,7 @@ def _watch(options: argparse.Namespace) -> None:
     from client.errands import Errands
 
     with Errands.open(options) as errands:
-        for progress in errands.client.watch(options.run_name):
+        for progress in errands.client.watch(options.run_name, follow=not options.no_follow):
             print(_told(progress), flush=True)
 
 

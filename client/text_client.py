@@ -118,14 +118,17 @@ class ConsortiumClient:
         )
         return self._retried(lambda left_s: self._stub.Enrol(request, timeout=left_s))
 
-    def watch(self, run: str, after_round: int = 0) -> Iterator[wire.Progress]:
+    def watch(self, run: str, after_round: int = 0, follow: bool = True) -> Iterator[wire.Progress]:
         """Rounds of a run as they are done, and what it waits for, until it is over.
 
         A stream that breaks goes on where it stopped.
+
+        Args:
+            follow: otherwise only what the coordinator knows now.
         """
         retry = self._retry()
         while True:
-            request = wire.WatchRequest(run=run, after_round=after_round)
+            request = wire.WatchRequest(run=run, after_round=after_round, is_once=not follow)
             stream = self._stub.Watch(request, timeout=consortium.WATCH_LEASE_S + self._timeout_s)
             try:
                 for progress in stream:
@@ -135,6 +138,8 @@ class ConsortiumClient:
                     if progress.is_over:
                         return
                 retry = self._retry()
+                if not follow:
+                    return
             except grpc.RpcError as error:
                 retry.pause(error)
             finally:

@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Message
 from client.whereabouts import AUDIT
 from strategies import messages
 from strategies.audit import AuditError, AuditLog
-from strategies.manifest import layout, layout_digest, manifest, order_hashes
+from strategies.manifest import layout, manifest, order_hashes
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
@@ -55,9 +55,9 @@ def _describe(message: Message, reply: Message, context: Context) -> tuple[str, 
     if reply.has_error():
         return "refused", {**asked, "code": reply.error.code, "reason": reply.error.reason}
     facts = {**asked, **manifest(reply.content)}
-    for arrays in reply.content.array_records.values():
+    for record in reply.content.array_records.values():
         listed = context.state.config_records.get(_LISTED, ConfigRecord({"digest": ""}))["digest"]
-        if (digest := layout_digest(arrays)) != listed:  # names are the same every round; once is enough
-            facts["names"] = layout(arrays)
-            context.state[_LISTED] = ConfigRecord({"digest": digest})
+        if facts["layout"] != listed:  # names are the same every round; once is enough
+            facts["names"] = layout(messages.unpack_arrays(record))
+            context.state[_LISTED] = ConfigRecord({"digest": facts["layout"]})
     return "left", facts

@@ -136,7 +136,8 @@ class TextService(ConsortiumServicer):
         def goes_on() -> bool:
             return context.is_active() and admission.caller(context) == site  # revoked meanwhile: a refusal
 
-        yield from progress.follow(folder, site, request.after_round, self._desk.watch_lease_s, goes_on)
+        lease_s = 0.0 if request.is_once else self._desk.watch_lease_s
+        yield from progress.follow(folder, site, request.after_round, lease_s, goes_on)
 
     def _bank(self, bank_hash: str) -> TextSpace:
         current = self._desk.banks.current_hash()

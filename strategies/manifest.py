@@ -7,37 +7,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import RecordDict
+from numpy.typing import NDArray
 
 from strategies.messages import CONFIG_KEY, ORDER, TEXT_HASH_KEY, unpack_arrays
 
 
-def layout(arrays: ArrayRecord) -> list[str]:
+def layout(arrays: Mapping[str, NDArray]) -> list[str]:
     """`name dtype shape` of every tensor, sorted by name."""
-    named = sorted(unpack_arrays(arrays).items())
-    return [f"{name} {array.dtype} {'x'.join(map(str, array.shape))}" for name, array in named]
-
-
-def layout_digest(arrays: ArrayRecord) -> str:
-    """SHA-256 (hex) of the layout."""
-    return hashlib.sha256("\n".join(layout(arrays)).encode()).hexdigest()
+    return [f"{name} {array.dtype} {'x'.join(map(str, array.shape))}" for name, array in sorted(arrays.items())]
 
 
 def manifest(content: RecordDict) -> dict[str, Any]:
-    """Tensors in numbers and digests, metrics and other values by name and bytes; JSON-able."""
+    """Tensors in numbers and digests, metrics and other values by name and bytes; JSON-able.
+
+    `layout` is the SHA-256 (hex) of the tensors' names, types and shapes, `content` of these and every value.
+
+    Raises:
+        MessageFault: tensors that cannot be read.
+    """
     described: dict[str, Any] = {}
-    for arrays in content.array_records.values():
-        tensors = unpack_arrays(arrays)
-        digest = hashlib.sha256(layout_digest(arrays).encode())
-        for _, tensor in sorted(tensors.items()):
-            digest.update(tensor.tobytes())
+    for record in content.array_records.values():
+        arrays = unpack_arrays(record)
+        names = hashlib.sha256("\n".join(layout(arrays)).encode())
+        values_too = names.copy()
+        for _, array in sorted(arrays.items()):
+            values_too.update(array.tobytes())
         described |= {
-            "tensors": len(tensors),
-            "bytes": sum(len(array.data) for array in arrays.values()),
-            "layout": layout_digest(arrays),
-            "content": digest.hexdigest(),
+            "tensors": len(arrays),
+            "bytes": sum(array.nbytes for array in arrays.values()),
+            "layout": names.hexdigest(),
+            "content": values_too.hexdigest(),
         }
     metrics = [name for record in content.metric_records.values() for name in record]
     values = {name: value for record in content.config_records.values() for name, value in record.items()}

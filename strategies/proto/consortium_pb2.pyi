@@ -97,12 +97,14 @@ class EnrolReply(_message.Message):
     def __init__(self, is_accepted: _Optional[bool] = ..., reasons: _Optional[_Iterable[str]] = ..., sites: _Optional[_Iterable[str]] = ..., audit_head: _Optional[_Union[AuditHead, _Mapping]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("run", "after_round")
+    __slots__ = ("run", "after_round", "is_once")
     RUN_FIELD_NUMBER: _ClassVar[int]
     AFTER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    IS_ONCE_FIELD_NUMBER: _ClassVar[int]
     run: str
     after_round: int
-    def __init__(self, run: _Optional[str] = ..., after_round: _Optional[int] = ...) -> None: ...
+    is_once: bool
+    def __init__(self, run: _Optional[str] = ..., after_round: _Optional[int] = ..., is_once: _Optional[bool] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("round", "rounds", "is_done", "sites", "refused", "failed", "reasons", "loss", "seconds", "phase", "waiting_for", "is_silent", "is_over")

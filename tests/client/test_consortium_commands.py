@@ -198,6 +198,7 @@ def test_watch_tells_each_round_and_this_sites_own_reason(site, coordinator):
     ]
     (run / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rounds))
     state = {"phase": "stopped", "round": 2, "rounds": 9, "alive": 0, "waiting_for": ["south"]}
+    assert len(site("watch", "main", "--no-follow")[1].splitlines()) == 2
     (run / "progress.json").write_text(json.dumps(state))
     code, said = site("watch", "main")
     assert code == 0

@@ -18,7 +18,8 @@ class TypedConsortium:
     def __init__(self, folder, *options):
         self.folder, self.port, self.joined = folder, free_port(), []
         self.environment = {**os.environ, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
-        self.done(self.server("init", "evidence", "--host", "127.0.0.1", "--port", self.port, *options))
+        ports = ("--port", self.port, "--service-port", free_port())
+        self.done(self.server("init", "evidence", "--host", "127.0.0.1", *ports, *options))
 
     def run(self, module, *words):
         command = [sys.executable, "-m", module, *map(str, words)]
@@ -31,6 +32,10 @@ class TypedConsortium:
 
     def site(self, name, *words):
         return self.run("client.cli", *words, "--folder", name)
+
+    def site_alone(self, *words):
+        """A command of a site that needs no membership."""
+        return self.run("client.cli", *words)
 
     @staticmethod
     def done(result):

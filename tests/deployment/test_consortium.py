@@ -42,3 +42,16 @@ def test_three_rounds_from_init_to_checkpoint(typed_consortium, tmp_path, record
     assert [(record["round"], sorted(record["sites"])) for record in history] == [(n, list(SITES)) for n in (1, 2, 3)]
     assert (folder / "checkpoints" / "last" / "model.json").exists()
     assert seconds < MOST_S or not is_idle, "the time is judged where nothing else was running"
+
+    report = json.loads(consortium.done(consortium.site("north", "doctor", "--json")))
+    found = {finding["name"]: finding["state"] for finding in report["findings"]}
+    asked = ("membership", "name", "port", "TLS", "coordinator", "clock", "releases", "fleet")
+    assert {name: found[name] for name in asked} == dict.fromkeys(asked, "ok"), report
+    assert "classes, made by hashed words" in consortium.done(consortium.site("north", "bank"))
+    assert "accepted" in consortium.done(consortium.site("north", "enrol"))
+    assert "round 3: loss" in consortium.done(consortium.site("north", "watch", "evidence", "--no-follow"))
+    for log, kinds in {"north": {"left"}, "consortium": {"accepted", "began", "round", "enrolled"}}.items():
+        path = consortium.folder / log / "audit.jsonl"
+        program = consortium.server if log == "consortium" else consortium.site_alone
+        assert "intact" in consortium.done(program("audit", "verify", path))
+        assert kinds <= {json.loads(line)["event"] for line in path.read_text().splitlines()}
