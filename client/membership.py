@@ -14,6 +14,7 @@ flower/  logs/  processes/ what runs here
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,6 +99,10 @@ class Site:
         return self.folder / "flower"
 
     @property
+    def superexec_secret(self) -> Path:
+        return self.flower_home / "superexec.secret"
+
+    @property
     def is_member(self) -> bool:
         """True where the coordinator's certificate has been imported."""
         return self.certificate.exists()
@@ -138,6 +143,8 @@ def join(kit: SiteKit, folder: Path | str) -> Site:
     facts = {key: value for key, value in asdict(kit).items() if key not in ("ca", "site")} | {"name": kit.site}
     site = Site(make_private_folder(folder), **facts)
     make_private_folder(site.flower_home)
+    # A secret that flower-superexec shows to the SuperNode, so that no other local process can take its tasks.
+    write_file(site.superexec_secret, os.urandom(32))
     write_file(site.ca_certificate, kit.ca, EVERYONE_READS)
     _write_identity(site, folder)
     write_file(folder / "membership.json", json.dumps(facts, indent=1) + "\n")  # last: without it nothing is joined

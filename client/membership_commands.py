@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from strategies.deployment.command_line import Commands, add_folder
+from strategies.deployment.command_line import Commands, add_folder, port
 
 
 def add_commands(commands: Commands) -> None:
@@ -18,7 +18,7 @@ def add_commands(commands: Commands) -> None:
     )
     join.add_argument("kit", nargs="?", type=Path, metavar="KIT", help="the archive from the coordinator")
     join.add_argument("--data", type=Path, metavar="DIR", help="folder with dataset.json, goes into site.yaml")
-    join.add_argument("--port", type=int, default=9094, help="SuperNode's port on loopback (default %(default)s)")
+    join.add_argument("--port", type=port, default=9094, help="SuperNode's port on loopback (default %(default)s)")
     join.add_argument("--certificate", type=Path, metavar="FILE", help="the coordinator's answer to the request")
     add_folder(join, "site")
     join.set_defaults(run=_join)

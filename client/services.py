@@ -9,8 +9,8 @@ from client.own_code import write_programs
 from client.site_file import SiteSettings
 from client.whereabouts import AUDIT, SITE_FILE, SITE_NAME
 from strategies.deployment.errors import DeploymentError
-from strategies.deployment.files import make_private_folder, write_file
-from strategies.deployment.flower import BRISK, HOME, LOOPBACK, QUIET, flower_program, program_path
+from strategies.deployment.files import make_private_folder
+from strategies.deployment.flower import BRISK, HOME, LOOPBACK, QUIET, direct_loopback, flower_program, program_path
 from strategies.deployment.processes import Place, Program
 from strategies.deployment.supervision import Service
 
@@ -26,8 +26,7 @@ def place_of(site: Site) -> Place:
 
 
 def site_services(site: Site, settings: SiteSettings) -> list[Service]:
-    """The site's programs in the order of their start; the files that they need are written."""
-    write_file(site.flower_home / "superexec.secret", os.urandom(32))
+    """The site's programs in the order of their start; the programs of `own_code` are written."""
     if settings.code == "installed":
         write_programs(make_private_folder(site.folder / "programs"))
     node = Service(supernode(site, settings), is_ready=lambda said: CONNECTED in said, explain=explain)
@@ -45,7 +44,7 @@ def supernode(site: Site, settings: SiteSettings) -> Program:
         *("--auth-supernode-private-key", f"{site.flower_key}"),
         *("--node-config", f'{SITE_FILE}="{site.settings}" {SITE_NAME}="{site.name}" {AUDIT}="{site.audit}"'),
         *("--host", LOOPBACK, "--port", f"{settings.port}"),
-        *("--isolation", "process", "--superexec-auth-secret-file", f"{site.flower_home / 'superexec.secret'}"),
+        *("--isolation", "process", "--superexec-auth-secret-file", f"{site.superexec_secret}"),
     )
     return Program(SUPERNODE, command, _environment(site, settings), settings.port)
 
@@ -55,7 +54,7 @@ def superexec(site: Site, settings: SiteSettings) -> Program:
     command = (
         flower_program("flower-superexec"),
         *("--runtime-api-address", f"{LOOPBACK}:{settings.port}", "--insecure"),  # this machine's loopback only
-        *("--superexec-auth-secret-file", f"{site.flower_home / 'superexec.secret'}"),
+        *("--superexec-auth-secret-file", f"{site.superexec_secret}"),
     )
     return Program(SUPEREXEC, command, _environment(site, settings))
 
@@ -73,7 +72,7 @@ def explain(said: str) -> str:
 
 
 def _environment(site: Site, settings: SiteSettings) -> dict[str, str]:
-    variables = {**QUIET, **BRISK, HOME: f"{site.flower_home}", **program_path()}
+    variables = {**QUIET, **BRISK, **direct_loopback(), HOME: f"{site.flower_home}", **program_path()}
     if settings.code == "installed":
         variables["PATH"] = os.pathsep.join([f"{site.folder / 'programs'}", variables["PATH"]])
     if settings.threads:

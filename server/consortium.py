@@ -98,6 +98,10 @@ class Consortium:
         return self.folder / "flower"
 
     @property
+    def superexec_secret(self) -> Path:
+        return self.flower_home / "superexec.secret"
+
+    @property
     def node_names(self) -> Path:
         """JSON object, Flower's node id -> name of the accepted site; the ServerApp reads it."""
         return self.flower_home / "nodes.json"
@@ -189,7 +193,7 @@ def create_consortium(consortium: Consortium) -> Consortium:
     write_revocations(consortium, authority, ())
     write_server_certificate(consortium, authority)
     # A secret that flower-superexec shows to the SuperLink, so that no other local process can take its tasks.
-    write_file(consortium.flower_home / "superexec.secret", os.urandom(32))
+    write_file(consortium.superexec_secret, os.urandom(32))
     consortium.save()  # last: a folder without it is no consortium
     return consortium
 

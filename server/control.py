@@ -6,6 +6,7 @@ The only importer of Flower's control client. Its interface is not public, hence
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from server.consortium import Consortium
 from strategies.deployment.errors import DeploymentError
 from strategies.deployment.files import write_file
-from strategies.deployment.flower import LOOPBACK, is_port_taken
+from strategies.deployment.flower import LOOPBACK, direct_loopback, is_port_taken
 
 GONE = "unregistered"
 
@@ -99,6 +100,7 @@ def open_control(consortium: Consortium) -> Iterator[Control]:
         ControlFault: it cannot be reached, or refuses what is asked of it.
     """
     address = f"{LOOPBACK}:{consortium.flower_port}"
+    os.environ.update(direct_loopback())  # the client reads its proxies from there
     client = ControlHttpClient.from_server_address(
         address,
         insecure=False,

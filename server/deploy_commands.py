@@ -80,8 +80,10 @@ def _start(options: argparse.Namespace) -> int:
     for warning in expiry_warnings(consortium):
         print(f"warning: {warning}", file=sys.stderr)
     order = None if options.services else make_order(consortium, options.keys, options.sites, options.wait_s)
+    has_services = options.submit or bool(order and running_pid(place, SUPERVISOR))
     if options.detach:
-        pid = go_on_in_background(place, MODULE, [w for w in options.words if w != "--detach"], READY_TIMEOUT_S)
+        words = [word for word in options.words if word != "--detach"]
+        pid = go_on_in_background(place, MODULE, words, READY_TIMEOUT_S, RUN if has_services else SUPERVISOR)
         print(f"the coordinator runs as process {pid}; `dsm-server status` shows it, `dsm-server stop` ends it")
         return 0
 
@@ -89,7 +91,7 @@ def _start(options: argparse.Namespace) -> int:
         print(f"{now()} {words}", flush=True)
 
     supervisor = None
-    if not options.submit and not (order and running_pid(place, SUPERVISOR)):
+    if not has_services:
         supervisor = Supervisor(place, coordinator_services(consortium, not options.no_proxy), say)
     try:
         with endable():

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from strategies.deployment.command_line import Commands, add_folder
+from strategies.deployment.command_line import Commands, add_folder, port
 
 if TYPE_CHECKING:
     from server.consortium import Consortium
@@ -27,15 +27,15 @@ def add_commands(commands: Commands) -> None:
         required=True,
         help="name or IP address under which sites reach this machine; repeat for several, the first goes into kits",
     )
-    init.add_argument("--port", type=_port, default=FLEET_PORT, help="public port for training (default %(default)s)")
+    init.add_argument("--port", type=port, default=FLEET_PORT, help="public port for training (default %(default)s)")
     init.add_argument(
         "--service-port",
-        type=_port,
+        type=port,
         default=SERVICE_PORT,
         help="public port for text space and enrolment (%(default)s)",
     )
     init.add_argument(
-        "--flower-port", type=_port, default=FLOWER_PORT, help="Flower's port, on loopback only (default %(default)s)"
+        "--flower-port", type=port, default=FLOWER_PORT, help="Flower's port, on loopback only (default %(default)s)"
     )
     init.add_argument(
         "--no-proxy", action="store_true", help="no nginx: all sites are on this machine, to try things out"
@@ -155,12 +155,6 @@ def _record(consortium: Consortium, event: str, **facts: str) -> None:
         AuditLog(consortium.audit).record(event, **facts)
     except AuditError as error:
         raise DeploymentError(f"done, and not in the audit log: {error}") from error
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; wanted 1 to 65535")
-    return int(text)
 
 
 def _settle(consortium: Consortium) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from server.consortium import Consortium
 from server.nginx import PROXY, proxy_program
-from strategies.deployment.flower import BRISK, HOME, LOOPBACK, QUIET, flower_program, program_path
+from strategies.deployment.flower import BRISK, HOME, LOOPBACK, QUIET, direct_loopback, flower_program, program_path
 from strategies.deployment.processes import Place, Program
 from strategies.deployment.supervision import Service
 
@@ -41,15 +41,14 @@ def coordinator_services(consortium: Consortium, with_proxy: bool = True) -> lis
 
 def superlink(consortium: Consortium) -> Program:
     """Flower's server: TLS, known SuperNodes only, its state in a database that survives a crash."""
-    home = consortium.flower_home
     command = (
         flower_program("flower-superlink"),
         *("--host", LOOPBACK, "--port", f"{consortium.flower_port}"),
         *("--ssl-certfile", f"{consortium.server_certificate}", "--ssl-keyfile", f"{consortium.server_key}"),
         *("--ssl-ca-certfile", f"{consortium.ca_certificate}"),
         "--enable-supernode-auth",
-        *("--database", f"{home / 'state.db'}"),
-        *("--isolation", "process", "--superexec-auth-secret-file", f"{home / 'superexec.secret'}"),
+        *("--database", f"{consortium.flower_home / 'state.db'}"),
+        *("--isolation", "process", "--superexec-auth-secret-file", f"{consortium.superexec_secret}"),
         "--disable-runtime-dependency-installation",
     )
     return Program(SUPERLINK, command, _environment(consortium), consortium.flower_port)
@@ -61,7 +60,7 @@ def superexec(consortium: Consortium) -> Program:
         flower_program("flower-superexec"),
         *("--runtime-api-address", f"{LOOPBACK}:{consortium.flower_port}"),
         *("--root-certificates", f"{consortium.ca_certificate}"),
-        *("--superexec-auth-secret-file", f"{consortium.flower_home / 'superexec.secret'}"),
+        *("--superexec-auth-secret-file", f"{consortium.superexec_secret}"),
     )
     return Program(SUPEREXEC, command, _environment(consortium))
 
@@ -73,7 +72,7 @@ def text_service(consortium: Consortium) -> Program:
 
 
 def _environment(consortium: Consortium) -> dict[str, str]:
-    return {**QUIET, **BRISK, HOME: f"{consortium.flower_home}", **program_path()}
+    return {**QUIET, **BRISK, **direct_loopback(), HOME: f"{consortium.flower_home}", **program_path()}
 
 
 def _answers(consortium: Consortium) -> Callable[[str], bool]:

@@ -51,3 +51,10 @@ def add_folder(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument(
         "--folder", type=Path, default=Path(default), metavar="DIR", help="where it is kept (default ./%(default)s)"
     )
+
+
+def port(text: str) -> int:
+    """A TCP port as typed, for argparse."""
+    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; wanted 1 to 65535")
+    return int(text)

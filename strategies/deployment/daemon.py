@@ -67,11 +67,13 @@ def tell_ready() -> None:
         os.close(int(number))
 
 
-def go_on_in_background(place: Place, module: str, words: Sequence[str], timeout_s: float) -> int:
+def go_on_in_background(
+    place: Place, module: str, words: Sequence[str], timeout_s: float, name: str = SUPERVISOR
+) -> int:
     """Run a command line in a session of its own, until it says that it is ready or ends.
 
     Args:
-        module: run as `python -m module`. words: its command line.
+        module: run as `python -m module`. words: its command line. name: under which it will run, and of its log.
 
     Returns:
         Its process id.
@@ -79,11 +81,11 @@ def go_on_in_background(place: Place, module: str, words: Sequence[str], timeout
     Raises:
         DeploymentError: it ended before it was ready, its last words shown, or was not ready in time.
     """
-    if pid := running_pid(place, SUPERVISOR):
+    if pid := running_pid(place, name):
         raise DeploymentError(f"it runs already, process {pid}")
     reader, writer = os.pipe()
-    make_private_folder(place.log(SUPERVISOR).parent)
-    with place.log(SUPERVISOR).open("ab") as log:
+    make_private_folder(place.log(name).parent)
+    with place.log(name).open("ab") as log:
         start = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", module, *words],
@@ -103,12 +105,12 @@ def go_on_in_background(place: Place, module: str, words: Sequence[str], timeout
         os.close(reader)
     if answered:
         process.wait()
-        with place.log(SUPERVISOR).open("rb") as log:
+        with place.log(name).open("rb") as log:
             log.seek(start)
             raise DeploymentError(log.read().decode(errors="replace").strip()[-LOG_TAIL:] or "it ended without a word")
     process.terminate()
     process.wait()
-    raise DeploymentError(f"it was not ready within {timeout_s:g} s; its words are in {place.log(SUPERVISOR)}")
+    raise DeploymentError(f"it was not ready within {timeout_s:g} s; its words are in {place.log(name)}")
 
 
 def stop_everything(place: Place, commands: Sequence[str], programs: Sequence[str]) -> list[str]:

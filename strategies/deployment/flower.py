@@ -39,6 +39,13 @@ def program_path() -> dict[str, str]:
     return {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])}
 
 
+def direct_loopback() -> dict[str, str]:
+    """Variables that keep a proxy of the machine from being asked for its own loopback address."""
+    kept = [part for part in (os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or "").split(",") if part]
+    hosts = ",".join(dict.fromkeys([*kept, LOOPBACK, "localhost"]))
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
+
+
 def free_port() -> int:
     """A port of the loopback address on which nobody listens now."""
     with socket.socket() as probe:

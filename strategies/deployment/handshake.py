@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import ssl
+from base64 import b64encode
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from strategies.deployment.errors import DeploymentError
+from strategies.deployment.flower import LOOPBACK
 
 TIMEOUT_S = 10.0
 _EXPIRED, _NOT_YET, _HOST, _ADDRESS = 10, 9, 62, 64  # X509_V_ERR_* of OpenSSL
@@ -34,12 +39,10 @@ def check_coordinator(address: str, authority: Path, timeout_s: float = TIMEOUT_
     host, port = split_address(address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(authority)
+    connection = _connection(host, port, context, timeout_s)
     try:
-        with (
-            socket.create_connection((host, port), timeout_s) as plain,
-            context.wrap_socket(plain, server_hostname=host),
-        ):
-            return
+        connection.connect()
+        return
     except socket.gaierror as error:
         raise HandshakeError(f"{host} is no name that this machine can resolve; check DNS, or /etc/hosts") from error
     except ssl.SSLCertVerificationError as error:
@@ -54,6 +57,20 @@ def check_coordinator(address: str, authority: Path, timeout_s: float = TIMEOUT_
         raise HandshakeError(
             f"{address}: {(error.strerror or str(error)).lower()}; is the coordinator running, and the port open?"
         ) from error
+    finally:
+        connection.close()
+
+
+def _connection(host: str, port: int, context: ssl.SSLContext, timeout_s: float) -> http.client.HTTPSConnection:
+    """Through the machine's proxy where it has one, as Flower will go; TLS reaches from here to the coordinator."""
+    proxy = urlsplit(getproxies().get("https", ""))
+    if not proxy.hostname or proxy_bypass(host) or host in (LOOPBACK, "localhost"):
+        return http.client.HTTPSConnection(host, port, context=context, timeout=timeout_s)
+    connection = http.client.HTTPSConnection(proxy.hostname, proxy.port or 3128, context=context, timeout=timeout_s)
+    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}" if proxy.username else ""
+    headers = {"Proxy-Authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {}
+    connection.set_tunnel(host, port, headers)
+    return connection
 
 
 def _certificate_fault(address: str, host: str, error: ssl.SSLCertVerificationError) -> str:

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import stat
 
 import pytest
 
@@ -44,9 +43,8 @@ def test_nothing_listens_beyond_this_machine(site):
 
 def test_tasks_are_given_to_who_knows_the_secret_only(site):
     found = programs(site)
-    secret = site.flower_home / "superexec.secret"
-    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    assert {options(program)["--superexec-auth-secret-file"] for program in found.values()} == {f"{secret}"}
+    told = {options(program)["--superexec-auth-secret-file"] for program in found.values()}
+    assert told == {f"{site.superexec_secret}"}
     assert options(found["supernode"])["--isolation"] == "process"
 
 

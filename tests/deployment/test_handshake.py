@@ -13,6 +13,8 @@ from strategies.deployment.certificates import certificate_pem, key_pem, new_key
 from strategies.deployment.flower import free_port
 from strategies.deployment.handshake import HandshakeError, check_coordinator, split_address
 
+CRLF = b"\r\n"
+
 
 @pytest.fixture(scope="module")
 def authority():
@@ -112,3 +114,11 @@ def test_nobody_listens_and_nobody_is_called_so(ca):
 def test_addresses_of_both_kinds_are_split():
     assert split_address("fed.example.org:9443") == ("fed.example.org", 9443)
     assert split_address("[::1]:9443") == ("::1", 9443)
+
+
+def test_a_proxy_that_does_not_let_through_is_named(serve, ca, monkeypatch):
+    monkeypatch.setenv("https_proxy", f"http://{serve(plain=b'HTTP/1.1 407 Proxy Authentication Required' + 2 * CRLF)}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(HandshakeError, match=r"fed.example.org:9443: .*407 proxy authentication required"):
+        check_coordinator("fed.example.org:9443", ca)
