@@ -13,17 +13,16 @@ Whatever a site packs is checked against `strategies.leaving.WHAT_LEAVES`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from dsm_core.config import Config, DataConfig, ModelConfig, PrivacyConfig, TrainConfig
 from strategies.leaving import check_leaving
+from strategies.tensor_row import MessageFault, pack_arrays, unpack_arrays
 
 PROTOCOL = 2
 
@@ -32,8 +31,6 @@ TEXT = "query.text"
 TRAIN = "train"
 
 ARRAYS = "arrays"
-INDEX = "index"
-TENSORS = "tensors"
 METRICS = "metrics"
 ORDER = "order"
 
@@ -52,10 +49,6 @@ FAULT_CODE = 100  # the site could not do what was asked; the reason says why
 TEXT_CODE = 101  # the site holds no text space, or another one than the order names
 BUDGET_CODE = 102  # the site's privacy ledger does not allow what was asked; the reason says no more than that
 BUDGET_REASON = "refused: budget"
-
-
-class MessageFault(ValueError):
-    """A message that does not hold what its kind promises."""
 
 
 class StaleTextSpace(MessageFault):
@@ -90,45 +83,6 @@ class TrainRequest:
     order: TrainOrder
     text_hash: str
     config: str
-
-
-def pack_arrays(arrays: Mapping[str, NDArray]) -> ArrayRecord:
-    """Named arrays as Flower carries them: all bytes in a row, and an index of names, types and shapes.
-
-    Flower sends every Array of a record, and every part of one, in an HTTP request of its own, at every hop: some 1600
-    for the 793 tensors of `tiny` and its moments, nine when they stand in a row.
-    """
-    index = json.dumps([[name, array.dtype.str, array.shape] for name, array in arrays.items()])
-    content = b"".join(array.tobytes() for array in arrays.values())
-    return ArrayRecord({INDEX: _bytes(index.encode()), TENSORS: _bytes(content)})
-
-
-def unpack_arrays(record: ArrayRecord) -> dict[str, NDArray]:
-    """Named arrays, writable.
-
-    Raises:
-        MessageFault: an index that is none, or that does not fit the bytes.
-    """
-    arrays, start = {}, 0
-    try:
-        content = record[TENSORS].data
-        for name, kind, shape in json.loads(record[INDEX].data):
-            dtype, count = np.dtype(kind), math.prod(shape)
-            if dtype.kind not in "biuf" or min(shape, default=0) < 0:
-                raise MessageFault(f"tensor {str(name)[:80]!r} is of type {dtype} and shape {shape}")
-            arrays[str(name)] = np.frombuffer(content, dtype, count, start).reshape(shape).copy()
-            start += count * dtype.itemsize
-    except MessageFault:
-        raise
-    except (ValueError, TypeError, KeyError) as error:
-        raise MessageFault("a tensor could not be read from its bytes") from error
-    if start != len(content):
-        raise MessageFault(f"the tensors came with {len(content)} bytes, and their index tells of {start}")
-    return arrays
-
-
-def _bytes(content: bytes) -> Array:
-    return Array(dtype="uint8", shape=(len(content),), stype="bytes", data=content)
 
 
 def pack_enrol(held_out: float = 0.0) -> RecordDict:
