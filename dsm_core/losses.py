@@ -127,7 +127,8 @@ def dsm_loss(
     grouping = torch.zeros_like(dice)
     share = masks[:, organ].float()
     for logits in sorted(output.grouping_logits, key=lambda g: -g.shape[2]) if organ else ():
-        share = F.adaptive_avg_pool3d(share, logits.shape[2:])  # finest first: the next scale pools far fewer voxels
+        _, _, x, y, z = logits.shape
+        share = F.adaptive_avg_pool3d(share, (x, y, z))  # finest first: the next scale pools far fewer voxels
         allowed = allowed_groups(share, annotated[:, organ], asked[organ], logits.shape[1])
         grouping = grouping + grouping_loss(logits, allowed) / len(output.grouping_logits)
     annotated = annotated.to(dice.dtype)

@@ -36,7 +36,7 @@ ROUNDS, QUICK_ROUNDS, BASE_ROUNDS = 9, 3, 2
 MOST_S, MOST_TIMES = 0.20, 1.3
 TINY, NARROW, BASE = "DSM tiny", "DSM narrow", "DSM base"
 LIKE_TINY, LIKE_NARROW = "SegResNet like tiny", "SegResNet like narrow"
-NARROW_SIZES = {"widths": (16, 32, 48, 64), "mamba_blocks": (0, 0, 1, 1)}
+NARROW_CONFIG = ModelConfig(widths=(16, 32, 48, 64), mamba_blocks=(0, 0, 1, 1))
 
 
 @dataclass
@@ -84,7 +84,7 @@ def subjects(size: int, rounds: int, seed: int, with_base: bool) -> list[Subject
 
     found = [
         dsm(TINY, ModelConfig(), 2, rounds),
-        dsm(NARROW, ModelConfig(**NARROW_SIZES), 2, rounds),
+        dsm(NARROW, NARROW_CONFIG, 2, rounds),
         # More blocks in the deepest stages are the cheapest way to more parameters, so the dearest one for us.
         peer(LIKE_TINY, segresnet(8, (1, 2, 4, 8)), 2, rounds),
         peer(LIKE_NARROW, segresnet(8, (1, 2, 2, 4)), 2, rounds),
@@ -111,7 +111,7 @@ def measure(size: int, rounds: int, seed: int, with_base: bool) -> list[Subject]
 
 
 def checks(found: Sequence[Subject]) -> list[Check]:
-    """The promises at the checked size: for the tiny that is built by default, and for one of about 1.2 M."""
+    """The promises at the checked size, for tiny as it is built by default and for one of about 1.2 M parameters."""
     known = {subject.name: subject for subject in found if subject.step.size == CHECKED}
     made = []
     for name, peer in ((TINY, LIKE_TINY), (NARROW, LIKE_NARROW)):
