@@ -46,7 +46,7 @@ def test_a_site_becomes_a_member_and_its_key_never_leaves_it(member):
 
 def test_private_files_are_private(member):
     for path in [*member.glob("consortium/**/*"), *member.glob("site/**/*")]:
-        private = path.is_dir() or path.suffix in (".key", ".ssh", ".json", ".jsonl", ".secret", ".gz")
+        private = path.is_dir() or path.suffix in (".key", ".ssh", ".json", ".jsonl", ".lock", ".secret", ".gz")
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600 if private else 0o644), path
 
 

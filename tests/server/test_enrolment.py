@@ -39,7 +39,7 @@ def enrolled(*answers, timeout_s=5.0, names=None):
 
     def serve(grid, context):
         nodes = wait_for_sites(grid, len(answers), 1.0)
-        return enrol(grid, nodes, timeout_s, dict(zip(nodes, names, strict=True)) if names else None)
+        return enrol(grid, nodes, timeout_s, names=dict(zip(nodes, names, strict=True)) if names else None)
 
     return run_in_process(serve, app, [f"{i}" for i in range(len(answers))], threads=4)
 
