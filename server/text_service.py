@@ -84,9 +84,10 @@ class TextService(ConsortiumServicer):
         except consortium.PhraseFault as fault:
             code = grpc.StatusCode.RESOURCE_EXHAUSTED if fault.is_too_much else grpc.StatusCode.INVALID_ARGUMENT
             raise Refusal(code, f"{fault}") from fault
-        space = self._bank(request.bank_hash)
+        # An encoder that cannot be loaded is the coordinator's own trouble, and its message may name a path.
+        space = self._desk.banks.able_to_encode(self._bank(request.bank_hash))
         try:
-            vectors = self._desk.banks.able_to_encode(space).encode(phrases)
+            vectors = space.encode(phrases)
         except TextSpaceError as error:
             raise Refusal(grpc.StatusCode.NOT_FOUND, f"{error}") from error
         return wire.EncodeReply(bank_hash=space.hash, vectors=[wire.Vector(values=row) for row in vectors.tolist()])

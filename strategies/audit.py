@@ -63,9 +63,12 @@ class AuditLog:
         """The end of the log.
 
         Raises:
-            AuditError: the log is damaged.
+            AuditError: the log is damaged, or another writer holds it for too long.
         """
-        return self._end()[0]
+        if not self.path.exists() and not self._head_path.exists():
+            return Head()
+        with self._locked():  # or a head read before, and a log read after, two records would look like tampering
+            return self._end()[0]
 
     def verify(self, expected: Head | None = None) -> Verdict:
         """Every sign that the log is not as it was written.

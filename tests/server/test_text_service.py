@@ -314,6 +314,15 @@ def test_error_of_the_coordinator_says_no_more_than_its_kind(coordinator, stub):
     assert reason == "TextSpaceError at the coordinator; its own log has the details"
 
 
+def test_encoder_that_cannot_be_loaded_is_named_in_the_coordinators_log_only(coordinator, stub, caplog, tmp_path):
+    space = replace(coordinator.space, encoder="a tower", phrase_encoder=None)
+    coordinator.desk.banks.put(space, TextConfig(encoder="bank", bank=str(tmp_path / "secret" / "bank.safetensors")))
+    code, reason = refused(stub.Encode, wire.EncodeRequest(bank_hash=space.hash, phrases=["gallstone"]))
+    assert code is grpc.StatusCode.INTERNAL
+    assert "secret" not in reason
+    assert "secret" in caplog.text
+
+
 def test_health_service_answers_members(coordinator, north):
     with coordinator.channel(north) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
