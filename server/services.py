@@ -68,7 +68,7 @@ def superexec(consortium: Consortium) -> Program:
 def text_service(consortium: Consortium) -> Program:
     """The gRPC service for text space, phrases, enrolment and progress; public, and needs no proxy."""
     command = (sys.executable, "-m", "server.cli", "service", "--folder", f"{consortium.folder}")
-    return Program(TEXT_SERVICE, command, port=consortium.service_port, host=consortium.service_host)
+    return Program(TEXT_SERVICE, command, port=consortium.service_port)
 
 
 def _environment(consortium: Consortium) -> dict[str, str]:

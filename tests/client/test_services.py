@@ -48,7 +48,7 @@ def test_tasks_are_given_to_who_knows_the_secret_only(site):
     assert options(found["supernode"])["--isolation"] == "process"
 
 
-def test_the_app_learns_the_site_s_file_and_name_from_the_node(site):
+def test_the_app_learns_the_site_s_file_name_and_audit_log_from_the_node(site):
     config = dict(word.split("=", 1) for word in shlex.split(options(programs(site)["supernode"])["--node-config"]))
     assert config == {"site-file": f"{site.settings}", "site-name": "north", "audit": f"{site.audit}"}
 
