@@ -91,7 +91,8 @@ class RunFolder:
         line = json.dumps(_finite({"method": method, **record}), allow_nan=False)
         with self.history_path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        writer, step = self._writer(method), int(record["round"])
+        step = int(record["round"])
+        writer = self._writer(method, step)
         for key in ("loss", "server_step", "val_dice", "seconds"):
             if record.get(key) is not None:
                 writer.add_scalar(key, float(record[key]), step)
@@ -124,11 +125,14 @@ class RunFolder:
             writer.close()
         self._writers.clear()
 
-    def _writer(self, method: str) -> Any:
+    def _writer(self, method: str, step: int) -> Any:
+        """TensorBoard's writer of a method; what an earlier start wrote from its first step on is shown no more."""
         if method not in self._writers:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writers[method] = SummaryWriter(str(self.tensorboard_dir / method), max_queue=100, flush_secs=30)
+            self._writers[method] = SummaryWriter(
+                str(self.tensorboard_dir / method), purge_step=step, max_queue=100, flush_secs=30
+            )
         return self._writers[method]
 
 
