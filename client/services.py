@@ -18,7 +18,9 @@ SUPERNODE, SUPEREXEC = "supernode", "superexec"
 NAMES = (SUPEREXEC, SUPERNODE)  # in the order in which they are asked to end
 UNKNOWN_KEY = "[code: 2004]"  # Flower's FLEET_NODE_ACTIVATION_FAILED
 CONNECTED = "SuperNode ID:"  # Flower logs it once the coordinator has let it in
-LOST = "401 Unauthorized"
+# Flower takes a SuperNode that was killed for a connected one until two heartbeats of 30 s are missing, and lets the
+# same key in only then.
+AFTERLIFE_S = 75.0
 
 
 def place_of(site: Site) -> Place:
@@ -29,7 +31,12 @@ def site_services(site: Site, settings: SiteSettings) -> list[Service]:
     """The site's programs in the order of their start; the programs of `own_code` are written."""
     if settings.code == "installed":
         write_programs(make_private_folder(site.folder / "programs"))
-    node = Service(supernode(site, settings), is_ready=lambda said: CONNECTED in said, explain=explain)
+    node = Service(
+        supernode(site, settings),
+        is_ready=lambda said: CONNECTED in said,
+        explain=explain,
+        patience_s=AFTERLIFE_S,
+    )
     return [node, Service(superexec(site, settings))]
 
 
@@ -61,14 +68,12 @@ def superexec(site: Site, settings: SiteSettings) -> Program:
 
 def explain(said: str) -> str:
     """What a SuperNode's last words mean."""
-    if UNKNOWN_KEY in said:
-        return (
-            "the coordinator does not let this site in: it has revoked it, or knows another key of it; ask them, and "
-            "import their newest certificate with `dsm-site join --certificate`"
-        )
-    if LOST in said:
-        return "the coordinator has revoked this site, or let it in under a newer key; ask them"
-    return ""
+    if UNKNOWN_KEY not in said:
+        return ""
+    return (
+        "the coordinator does not let this site in: it has revoked it, or knows another key of it (import its newest "
+        "certificate with `dsm-site join --certificate`), or this site's processes were killed less than a minute ago"
+    )
 
 
 def _environment(site: Site, settings: SiteSettings) -> dict[str, str]:

@@ -19,6 +19,7 @@ START_TIMEOUT_S = 180.0
 SETTLED_S = 60.0  # a program that lived this long has not failed at its start
 MOST_FAILURES = 5
 LONGEST_PAUSE_S = 30.0
+PAUSE_AT_START_S = 5.0
 LOG_TAIL = 1500  # characters of a log that an error shows
 
 Say = Callable[[str], None]
@@ -31,15 +32,18 @@ class Service:
     Attributes:
         is_ready: True once it does its work; is given what the program has logged since its start.
         explain: what its words mean, in ours; empty where they mean nothing to us.
+        patience_s: how long what `explain` knows may last before it counts, because it can pass by itself.
     """
 
     program: Program
     is_ready: Callable[[str], bool] = lambda _: True
     explain: Callable[[str], str] = lambda _: ""
+    patience_s: float = 0.0
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     log_start: int = 0
     failures: int = 0
+    failing_since: float = 0.0
     due: float = math.inf
 
 
@@ -81,8 +85,12 @@ class Supervisor:
             if now >= service.due:
                 self._launch(service)
             elif service.due == math.inf:
-                service.failures = 1 + (0 if now - service.started > SETTLED_S else service.failures)
-                if service.failures >= MOST_FAILURES:
+                if now - service.started > SETTLED_S:
+                    service.failures = 0
+                if not service.failures:
+                    service.failing_since = now
+                service.failures += 1
+                if service.failures >= MOST_FAILURES and now - service.failing_since >= service.patience_s:
                     raise DeploymentError(self._ended(service, f"has ended {service.failures} times in a row"))
                 pause_s = min(LONGEST_PAUSE_S, 2.0 ** (service.failures - 1))
                 service.due = now + pause_s
@@ -103,10 +111,16 @@ class Supervisor:
         service.started, service.due = time.monotonic(), math.inf
 
     def _await(self, service: Service) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
+        began, told = time.monotonic(), False
+        while (waited_s := time.monotonic() - began) < START_TIMEOUT_S:
             if service.process is not None and (code := service.process.poll()) is not None:
-                raise DeploymentError(self._ended(service, f"ended with code {code} at its start"))
+                if waited_s >= service.patience_s or not service.explain(self._words(service)):
+                    raise DeploymentError(self._ended(service, f"ended with code {code} at its start"))
+                if not told:
+                    told = True
+                    self._say(self._ended(service, f"is tried again for {service.patience_s:g} s"))
+                time.sleep(PAUSE_AT_START_S)
+                self._launch(service)
             if service.is_ready(self._words(service)):
                 return
             time.sleep(POLL_S)

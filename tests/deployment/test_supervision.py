@@ -100,3 +100,22 @@ def test_a_service_that_runs_already_is_left_as_it_is(supervise, tmp_path):
     assert "one runs already" in second.said[0]
     second.stop()
     assert running_pid(Place(tmp_path), "one") == first.services[0].process.pid
+
+
+def test_a_refusal_that_passes_by_itself_is_waited_out(supervise, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervision, "PAUSE_AT_START_S", 0.05)
+    count = f"open({str(tmp_path / 'tries')!r}, 'a+')"
+    source = f"f = {count}; f.write('x'); f.seek(0); n = len(f.read()); f.close()\nimport sys\n"
+    source += "if n < 3: sys.exit('still connected')\n" + SLEEPS
+    words = {"is_ready": lambda said: "up" in said, "explain": lambda said: "killed a moment ago" * ("still" in said)}
+    supervisor = supervise(service(source, **words, patience_s=60.0))
+    supervisor.start()
+    assert supervisor.said == ["one is tried again for 60 s: killed a moment ago", "one is up"]
+
+
+def test_a_refusal_that_lasts_counts_once_patience_is_over(supervise, monkeypatch):
+    monkeypatch.setattr(supervision, "PAUSE_AT_START_S", 0.05)
+    never = {"is_ready": lambda _: False, "explain": lambda _: "revoked"}
+    supervisor = supervise(service("import sys; sys.exit(1)", **never, patience_s=0.5))
+    with pytest.raises(DeploymentError, match="one ended with code 1 at its start: revoked"):
+        supervisor.start()
