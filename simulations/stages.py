@@ -27,6 +27,7 @@ from dsm_core.model.selective_scan import scan_backend
 from server.federation import Federation, open_federation
 from simulations.baselines import train_baselines, training_datalists
 from simulations.grid import run_in_process
+from simulations.ledgers import open_ledgers
 from simulations.matrix import held_out_datalists, score_method
 from simulations.overlays import Overlay, save_overlays
 from simulations.report import write_report
@@ -190,7 +191,8 @@ def federate(
         return federation, federation.run(grid, on_round=on_round)
 
     with bar:
-        result = run_in_process(serve, client_app, list(sites.folders.values()), {}, config.threads)
+        ledgers = open_ledgers(folder.path / "ledgers" / method, sites.folders, config.privacy)
+        result = run_in_process(serve, client_app, list(sites.folders.values()), {}, config.threads, ledgers)
     assert result is not None
     federation, state = result
     return federation, state, best or state
