@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dsm_core.config import ModelConfig
-from simulations.benchmarks.dp_step import METHODS, OPEN, OURS, Work, measure_times
+from simulations.benchmarks.dp_methods import METHODS, OPEN, OURS, Work
+from simulations.benchmarks.dp_step import measure_times
 
 SMALL = ModelConfig(widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 1, 1), decoder_width=16, query_width=16, mask_width=8)
 
