@@ -7,7 +7,7 @@ ARGS ?=
 # `make simulate compare=all rounds=20`: dsm-simulate's commonest keys pass through as make variables; ARGS takes any.
 KEYS = $(foreach key,compare sites rounds model seed name sites_dir eval_dir,$(if $($(key)),$(key)=$($(key))))
 
-.PHONY: simulate test test-slow lint types floors check clean
+.PHONY: simulate test test-slow lint types floors check proto clean
 
 simulate: $(STAMP)
 	$(BIN)/dsm-simulate $(KEYS) $(ARGS)
@@ -29,6 +29,9 @@ floors: $(STAMP)
 	$(BIN)/lint-imports
 
 check: lint types floors test
+
+proto: $(STAMP)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. strategies/proto/consortium.proto
 
 $(STAMP): pyproject.toml setup.py $(wildcard dsm_core/model/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

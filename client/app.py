@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 
 from flwr.app import Context, Message
@@ -11,10 +12,12 @@ from flwr.clientapp import ClientApp
 
 from client.ledger import LedgerFault
 from client.memory import keep_moments, keep_text, kept_text, recall_moments
-from client.training import site_session, train_round
-from client.whereabouts import ledger_file, site_dir
+from client.permission import allowed_metrics, check_order, check_privacy
+from client.trail import records_what_leaves
+from client.training import site_session, train_round, training_cases
+from client.whereabouts import ledger_file, site_name, site_settings
 from dsm_core.config import ConfigError
-from dsm_core.data import DatalistError, label_contract, read_datalist
+from dsm_core.data import DatalistError, label_contract
 from dsm_core.text_space import TextSpaceError
 from strategies import messages
 
@@ -51,15 +54,19 @@ def _answers_faults(handler: Handler) -> Handler:
 
 
 @app.query("enrol")
+@records_what_leaves
 @_answers_faults
 def enrol(message: Message, context: Context) -> Message:
-    """Label contract of this site."""
-    messages.unpack_enrol(message.content)
-    contract = label_contract(read_datalist(site_dir(context)))
+    """Label contract of this site, over the cases that it trains on."""
+    held_out = messages.unpack_enrol(message.content)
+    contract = label_contract(training_cases(site_settings(context).data, held_out))
+    if name := site_name(context):
+        contract = replace(contract, site=name)
     return Message(messages.pack_contract(contract.to_dict()), reply_to=message)
 
 
 @app.query("text")
+@records_what_leaves
 @_answers_faults
 def text(message: Message, context: Context) -> Message:
     """Keep the server's text space; its content must have the hash that the server states."""
@@ -68,15 +75,20 @@ def text(message: Message, context: Context) -> Message:
 
 
 @app.train()
+@records_what_leaves
 @_answers_faults
 def train(message: Message, context: Context) -> Message:
     """One round of local training."""
     request = messages.unpack_train(message.content)
+    settings = site_settings(context)
+    check_order(settings, request.order)
     space = kept_text(context, request.text_hash)
     config = messages.unpack_config(request.config)
-    session = site_session(site_dir(context), config, space)
+    is_private = config.privacy.mode != "none"
+    check_privacy(settings, config.privacy)
+    session = site_session(settings.data, config, space)
     recall_moments(context, session, request.order)
     result = train_round(session, request.arrays, request.order, ledger_file(context))
     keep_moments(context, session, request.order)
-    is_private = config.privacy.mode != "none"
-    return Message(messages.pack_trained(result.arrays, result.metrics, is_private), reply_to=message)
+    metrics = allowed_metrics(settings, result.metrics)
+    return Message(messages.pack_trained(result.arrays, metrics, is_private), reply_to=message)

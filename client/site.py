@@ -6,12 +6,13 @@ The report names files and is for the site's own screen; only `SiteReport.contra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dsm_core.data import Fault, Inspection, LabelContract, inspect_folder, label_contract
+from strategies.deployment.tables import table
 
 _QUANTILES = (0.005, 0.25, 0.5, 0.75, 0.995)
 
@@ -74,7 +75,7 @@ class SiteReport:
             rows = [
                 (n, str(c["value"]), c["kind"], c["host"] or "-", str(c["cases"])) for n, c in report["classes"].items()
             ]
-            lines += ["", "Label contract", *_table([("class", "value", "kind", "host", "cases"), *rows])]
+            lines += ["", "Label contract", *table([("class", "value", "kind", "host", "cases"), *rows])]
         if self.inspection.fingerprint.cases:
             cases = self.inspection.fingerprint.cases
             lines += ["", f"Scans (mean ± sd over {cases} sound annotated cases; x, y, z in RAS order)"]
@@ -102,8 +103,3 @@ def _number(value: float) -> float | None:
 def _listed(title: str, faults: Iterable[Fault]) -> list[str]:
     lines = [f"  {fault}" for fault in faults]
     return ["", title, *lines] if lines else []
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

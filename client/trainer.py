@@ -15,13 +15,13 @@ from torch import Tensor
 
 from dsm_core.config import TrainConfig
 from dsm_core.data import PatchBatch
+from dsm_core.freed_memory import keep_freed_memory
 from dsm_core.losses import dsm_loss
 from dsm_core.model import DSM, QueryDropout, QuerySet
 from dsm_core.text_space import TextSpace
-from strategies.averaging import MOMENT
+from strategies.averaging import MOMENT, MOMENT_KINDS, moment_key
 
 Arrays = dict[str, np.ndarray]
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Sampler(Protocol):
@@ -61,6 +61,7 @@ class Trainer:
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         rows = [p for name, p in self.model.named_parameters() if name.startswith("class_rows.")]
         shared = [p for name, p in self.model.named_parameters() if not name.startswith("class_rows.")]
         self.optimizer = torch.optim.AdamW(
@@ -134,18 +135,18 @@ class Trainer:
     def moments(self) -> Arrays:
         """AdamW's moments as `KEY@exp_avg` and `KEY@exp_avg_sq`, KEY of the state dict; empty before the first step."""
         return {
-            f"{key}{MOMENT}{kind}": state[kind].numpy().copy()
+            moment_key(key, kind): state[kind].numpy().copy()
             for key, parameter in self._keys.items()
             if (state := self.optimizer.state.get(parameter))
-            for kind in MOMENTS
+            for kind in MOMENT_KINDS
         }
 
     def load_moments(self, moments: Arrays, steps: int) -> None:
         """Go on with these moments after `steps` optimiser steps; empty ones begin anew."""
         self.optimizer.state.clear()
         for key, parameter in self._keys.items():
-            if f"{key}{MOMENT}{MOMENTS[0]}" in moments:
-                state = {kind: torch.from_numpy(np.array(moments[f"{key}{MOMENT}{kind}"])) for kind in MOMENTS}
+            if moment_key(key, MOMENT_KINDS[0]) in moments:
+                state = {kind: torch.from_numpy(np.array(moments[moment_key(key, kind)])) for kind in MOMENT_KINDS}
                 state["exp_avg_sq"].clamp_(min=0)
                 self.optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **state}
 

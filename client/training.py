@@ -1,4 +1,8 @@
-"""What a site keeps between the rounds of a run: its volumes, its model and its optimiser."""
+"""What a site keeps between the rounds of a run: its volumes, its model and its optimiser.
+
+PyTorch and MONAI are imported by the first message that trains: a SuperNode starts a process for every message, and
+importing them costs several seconds of a core, which enrolment and text space need not pay.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,17 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from client.ledger import Ledger, LedgerFault
-from client.trainer import Arrays, StepSeed, Trainer, learning_rate
 from dsm_core.config import Config, PrivacyConfig, config_hash
-from dsm_core.data import Datalist, PatchSampler, SiteVolumes, read_datalist, split_held_out
-from dsm_core.model import build_model
-from dsm_core.text_space import TextSpace
+from dsm_core.data import Datalist, read_datalist, split_held_out
 from strategies.messages import LOSS, NUM_CASES, SECONDS, TrainOrder
+
+if TYPE_CHECKING:
+    from client.trainer import Arrays, Trainer
+    from dsm_core.data import PatchSampler
+    from dsm_core.text_space import TextSpace
 
 _KEPT_SESSIONS = 64
 _sessions: OrderedDict[tuple[str, str, str], SiteSession] = OrderedDict()
@@ -57,22 +63,36 @@ def site_session(site_dir: Path | str, config: Config, text: TextSpace) -> SiteS
     key = (str(site_dir), text.hash, config_hash(config))
     with _lock:
         if key not in _sessions:
-            _sessions[key] = _open_session(Path(site_dir), config, text)
+            earlier = [session for other, session in _sessions.items() if (other[0], other[2]) == (key[0], key[2])]
+            _sessions[key] = _open_session(Path(site_dir), config, text, earlier[-1] if earlier else None)
             while len(_sessions) > _KEPT_SESSIONS:
                 _sessions.popitem(last=False)
         _sessions.move_to_end(key)
         return _sessions[key]
 
 
-def open_datalist(site_dir: Path | str, config: Config) -> Datalist:
-    """The cases that a site trains on: all of its folder, less the share that the run holds out."""
+def training_cases(site_dir: Path | str, held_out: float) -> Datalist:
+    """The cases that a site trains on and counts as its evidence: all of its folder, less the share held out."""
     datalist = read_datalist(site_dir)
-    return split_held_out(datalist, config.data.held_out, seed=0)[0] if config.data.held_out else datalist
+    return split_held_out(datalist, held_out, seed=0)[0] if held_out else datalist
 
 
-def _open_session(site_dir: Path, config: Config, text: TextSpace) -> SiteSession:
-    datalist = open_datalist(site_dir, config)
-    sampler = PatchSampler(SiteVolumes(datalist, config.data), datalist, config.data)
+def open_datalist(site_dir: Path | str, config: Config) -> Datalist:
+    """The cases that a site trains on in this run."""
+    return training_cases(site_dir, config.data.held_out)
+
+
+def _open_session(site_dir: Path, config: Config, text: TextSpace, earlier: SiteSession | None) -> SiteSession:
+    """A session; the volumes of an `earlier` one with another text space serve on."""
+    from client.trainer import Trainer
+    from dsm_core.data import PatchSampler, SiteVolumes
+    from dsm_core.model import build_model
+
+    if earlier is None:
+        datalist = open_datalist(site_dir, config)
+        sampler = PatchSampler(SiteVolumes(datalist, config.data), datalist, config.data)
+    else:
+        datalist, sampler = earlier.datalist, earlier.sampler
     trainer = Trainer(build_model(config.model, text), text, config.train, datalist.labelled_classes)
     return SiteSession(datalist, sampler, trainer, config.privacy)
 
@@ -88,6 +108,8 @@ def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder, ledger_
         LedgerFault: the site's ledger does not allow the round.
         PrivacyError: private training cannot keep its promise here.
     """
+    from client.trainer import StepSeed, learning_rate
+
     started = time.perf_counter()
     trainer = session.trainer
     trainer.load(arrays)

@@ -1,4 +1,4 @@
-"""Which data folder and which privacy ledger are this site's: facts of the site, never of the server."""
+"""Which data folder and privacy ledger are this site's, and what does it allow? Facts that no server sets."""
 
 from __future__ import annotations
 
@@ -7,21 +7,42 @@ from pathlib import Path
 from flwr.app import Context
 
 from client.ledger import LEDGER_NAME
+from client.site_file import SiteFileError, SiteSettings, read_site_file
 from dsm_core.data import site_folders
 from strategies.messages import MessageFault
 
-SITE_DIR = "site-dir"  # node config of a SuperNode: the site's data folder
+SITE_FILE = "site-file"  # node config of a SuperNode: the site's own file, see client.site_file
+AUDIT = "audit"  # node config of a SuperNode: the site's audit log
+SITE_NAME = "site-name"  # node config of a SuperNode: the name in the site's certificate
+SITE_DIR = "site-dir"  # node config of a SuperNode without a site file: the data folder
 SITES_DIR = "sites-dir"  # run config of a local simulation: a folder of site folders
 LEDGER_FILE = "privacy-ledger"  # node config of a SuperNode: the site's privacy ledger, where not in its folder
 PARTITION = "partition-id"  # node config that Flower's simulation gives each of its nodes
 
 
-def site_dir(context: Context) -> Path:
-    """The data folder of the site that this node stands for.
+def site_settings(context: Context) -> SiteSettings:
+    """What the site that this node stands for allows; its data folder is part of it.
 
     Raises:
-        MessageFault: the node names no folder, or the simulation has more nodes than site folders.
+        MessageFault: the node names no folder, its site file has faults, or the simulation has more nodes than folders.
     """
+    if path := context.node_config.get(SITE_FILE):
+        try:
+            return read_site_file(str(path))
+        except SiteFileError as error:
+            raise MessageFault(
+                f"{len(error.faults)} faults in the site's site.yaml; `dsm-site status` at the site lists them"
+            ) from error
+    return SiteSettings(_data_folder(context))
+
+
+def site_name(context: Context) -> str | None:
+    """The site's name in the consortium; None where there is none, and the data folder gives it."""
+    name = context.node_config.get(SITE_NAME)
+    return str(name) if name else None
+
+
+def _data_folder(context: Context) -> Path:
     if own := context.node_config.get(SITE_DIR):
         return Path(str(own))
     root, partition = context.run_config.get(SITES_DIR), context.node_config.get(PARTITION)
@@ -42,4 +63,4 @@ def site_dir(context: Context) -> Path:
 def ledger_file(context: Context) -> Path:
     """The privacy ledger of the site that this node stands for; it need not exist."""
     named = context.node_config.get(LEDGER_FILE)
-    return Path(str(named)) if named else site_dir(context) / LEDGER_NAME
+    return Path(str(named)) if named else site_settings(context).data / LEDGER_NAME

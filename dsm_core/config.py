@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,10 @@ class ServerConfig:
     server_lr: float = 1.0  # step of the shared tensors; the upper bound of the step under fedexp
     momentum: float = 0.0
     max_update_norm: float = 100.0  # a larger update of a site is refused
-    quorum: float = 0.5  # share of the sites that must answer
+    participation: float = 1.0  # share of the sites that a round asks, drawn from the seed among those connected
+    quorum: float = 0.5  # share of the asked sites that must answer
     round_timeout_s: float = 600.0
+    save_every: int = 1  # rounds from one saved state to the next
 
     def __post_init__(self) -> None:
         _require(
@@ -162,6 +164,10 @@ class ServerConfig:
         _require(0 <= self.momentum < 1, f"server.momentum wants a number in [0, 1), found {self.momentum}")
         _require(0 < self.quorum <= 1, f"server.quorum wants a share in (0, 1], found {self.quorum}")
         _require(self.round_timeout_s > 0, "server.round_timeout_s wants seconds above 0")
+        _require(
+            0 < self.participation <= 1, f"server.participation wants a share in (0, 1], found {self.participation}"
+        )
+        _require(self.save_every > 0, f"server.save_every wants at least 1 round, found {self.save_every}")
 
 
 @dataclass
@@ -209,6 +215,7 @@ class Config:
     sites_dir: str | None = None  # a folder of site folders
     eval_dir: str | None = None  # held-out truth: one folder for all sites, or one sub-folder a site
     rounds: int = 100
+    resume: str | None = None  # folder of a run that was stopped: goes on with that run's own configuration
     compare: str = "local"  # none | local | all
     threads: int = 0  # sites trained, or cases scored, side by side; 0 = one a core
     dry_run: bool = False
@@ -233,6 +240,21 @@ class Config:
 def config_hash(config: Config) -> str:
     """First 12 hex digits of the SHA-256 of the configuration as canonical JSON; says which run two results share."""
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def config_from_dict(content: Mapping[str, Any]) -> Config:
+    """The configuration that `dataclasses.asdict` was given.
+
+    Raises:
+        ConfigError: keys that this release does not know, or a value outside its range.
+    """
+    parts: dict[str, Any] = {name: type(part) for name, part in vars(Config()).items() if is_dataclass(part)}
+    try:
+        return Config(**{key: parts[key](**value) if key in parts else value for key, value in content.items()})
+    except TypeError as error:
+        raise ConfigError(
+            f"a configuration of another release ({error}); read it with the release that wrote it"
+        ) from None
 
 
 def compose_config(overrides: Sequence[str] = ()) -> Config:

@@ -6,12 +6,14 @@ Axis legend: B batch, K classes the site labels, Q queries, O organs, X Y Z voxe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsm_core.mask_sums import mask_sums
 from dsm_core.model import DSMOutput, QuerySet
 
 
@@ -37,14 +39,11 @@ def mask_losses(logits: Tensor, masks: Tensor, annotated: Tensor) -> tuple[Tenso
     Returns:
         Two tensors (B,): zero for a sample that annotates nothing.
     """
-    logits, masks = logits.flatten(2), masks.flatten(2).to(logits.dtype)
-    annotated = annotated.to(logits.dtype)
-    probability = torch.sigmoid(logits)
-    volume = masks.sum(2)
-    overlap = (probability * masks).sum(2)
-    dice = 1 - (2 * overlap + 1) / (probability.sum(2) + volume + 1)
-    present = annotated * (volume > 0)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(2)
+    sums = mask_sums(logits.flatten(2), masks.flatten(2))
+    annotated = annotated.to(sums.overlap.dtype)
+    dice = 1 - (2 * sums.overlap + 1) / (sums.predicted + sums.volume + 1)
+    present = annotated * (sums.volume > 0)
+    cross_entropy = sums.cross_entropy / math.prod(masks.shape[2:])
     per_class = annotated.sum(1).clamp(min=1e-6)
     return (dice * present).sum(1) / per_class, (cross_entropy * annotated).sum(1) / per_class
 
@@ -126,13 +125,14 @@ def dsm_loss(
     asked = torch.tensor(queries.asked)
     organ = [i for i, q in enumerate(queries.asked) if q < queries.organs]
     grouping = torch.zeros_like(dice)
-    for logits in output.grouping_logits if organ else ():
+    share = masks[:, organ].float()
+    for logits in sorted(output.grouping_logits, key=lambda g: -g.shape[2]) if organ else ():
         _, _, x, y, z = logits.shape
-        share = F.adaptive_avg_pool3d(masks[:, organ].float(), (x, y, z))
+        share = F.adaptive_avg_pool3d(share, (x, y, z))  # finest first: the next scale pools far fewer voxels
         allowed = allowed_groups(share, annotated[:, organ], asked[organ], logits.shape[1])
         grouping = grouping + grouping_loss(logits, allowed) / len(output.grouping_logits)
     annotated = annotated.to(dice.dtype)
-    present = (masks.flatten(2).sum(2) > 0).to(dice.dtype)
+    present = masks.flatten(2).any(2).to(dice.dtype)
     presence = F.binary_cross_entropy_with_logits(output.presence_logits, present, reduction="none")
     presence = (presence * annotated).sum(1) / annotated.sum(1).clamp(min=1)
     parts = {

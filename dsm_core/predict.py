@@ -19,6 +19,8 @@ from dsm_core.classes import ClassKind
 from dsm_core.config import TextConfig
 from dsm_core.data.faults import DatalistError
 from dsm_core.inference import Prediction, Predictor
+from dsm_core.phrase_cache import cache_folder, with_cached_phrases
+from dsm_core.predict_arguments import add_arguments
 from dsm_core.text_space import TextSpaceError
 
 _ENDINGS = (".nii.gz", ".nii")
@@ -30,7 +32,13 @@ class PredictError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; exit code 0, or 2 with one line on stderr and nothing written."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="dsm-predict", description="Segment whatever can be named in a CT scan.")
+    add_arguments(parser)
+    return answer(parser.parse_args(arguments))
+
+
+def answer(options: argparse.Namespace) -> int:
+    """Do what the options of `add_arguments` say; the exit code of `main`."""
     try:
         _run(options)
     except (PredictError, CheckpointError, TextSpaceError, DatalistError, OSError) as error:
@@ -38,30 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dsm-predict: {' '.join(what.split())}", file=sys.stderr)
         return 2
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dsm-predict", description="Segment whatever can be named in a CT scan.")
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder, such as runs/NAME/checkpoints/best")
-    parser.add_argument("scan", type=Path, help="CT scan in Hounsfield units (.nii or .nii.gz)")
-    parser.add_argument("--query", action="append", required=True, metavar="PHRASE", help="repeat for several phrases")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nii.gz", help="label map to write")
-    parser.add_argument(
-        "--probability", action="store_true", help="also write OUT_probability.nii.gz, one volume a query"
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=0.5, help="probability from which a voxel is in (default 0.5)"
-    )
-    parser.add_argument("--host-margin-mm", type=float, metavar="MM", help="keep lesions within MM of their host organ")
-    parser.add_argument(
-        "--text-weights", metavar="W", help="open_clip tag, file or folder, for phrases not in the bank"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--allow-non-ct", action="store_true", help="go on with a scan that does not look like CT")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
-    )
-    return parser
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -150,6 +134,9 @@ def _predictor(checkpoint: Checkpoint, options: argparse.Namespace) -> Predictor
         model = checkpoint.text.encoder.removeprefix("open_clip ").split(" ")[0]
         config = TextConfig(encoder="open_clip", model=model, weights=options.text_weights)
         checkpoint = replace(checkpoint, text=checkpoint.text.with_encoder(config))
+    else:
+        folder = options.phrase_cache or cache_folder()
+        checkpoint = replace(checkpoint, text=with_cached_phrases(checkpoint.text, folder))
     wanted = options.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"

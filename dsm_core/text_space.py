@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from dsm_core.classes import ATLAS, ClassInfo, ClassKind, normalise_name
 from dsm_core.config import TextConfig
+from dsm_core.durable import replace_file
 from dsm_core.hashed_words import HASHED_WORDS, HashedWords, TextSpaceError
 from dsm_core.text_encoders import SavedEmbeddings, TextEncoder, load_encoder
 
@@ -41,6 +41,7 @@ class TextSpace:
         phrases: further names whose vectors travel along, so that a site without the encoder can query them.
         phrase_vectors: (m, E) float32, centred, unit length.
         phrase_encoder: encodes any other phrase; None where the encoder is not at hand. Not part of the content.
+        taught: vectors of phrases that were encoded elsewhere, (E,) each. Not part of the content.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -50,6 +51,7 @@ class TextSpace:
     phrases: tuple[str, ...] = ()
     phrase_vectors: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     phrase_encoder: TextEncoder | None = field(default=None, repr=False)
+    taught: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TextSpace) and self.hash == other.hash
@@ -102,29 +104,43 @@ class TextSpace:
         Raises:
             TextSpaceError: a phrase is empty, or it is not in the bank and the bank's encoder is not at hand.
         """
-        known = dict(zip(self.phrases, self.phrase_vectors, strict=True))
-        known |= {name: self.vectors[row] for name, row in self._rows.items()}
+        known = self._known()
         wanted = [normalise_name(phrase) for phrase in phrases]
-        if "" in wanted:
-            raise TextSpaceError("a text query needs words; found an empty phrase")
-        unknown = list(dict.fromkeys(name for name in wanted if name not in known))
-        if unknown:
+        if unknown := self.unknown(phrases):
             if self.phrase_encoder is None:
                 raise TextSpaceError(
                     f"the text space does not hold {', '.join(map(repr, unknown))} and its encoder "
-                    f"({self.encoder}) is not at hand here; give its weights, or query one of {', '.join(self.names)}"
+                    f"({self.encoder}) is not at hand here; have them encoded with `dsm-site encode`, give its "
+                    f"weights, or query one of {', '.join(self.names)}"
                 )
             raw = self.phrase_encoder.encode(unknown)
             known |= dict(zip(unknown, centred(raw, self.mean, unknown), strict=True))
         return torch.stack([known[name] for name in wanted]) if wanted else self.vectors[:0]
 
-    def with_encoder(self, config: TextConfig) -> TextSpace:
-        """The same text space with an encoder for new phrases.
+    def unknown(self, phrases: Sequence[str]) -> list[str]:
+        """Those phrases, in the form in which they are known, that only an encoder can give a vector.
+
+        Raises:
+            TextSpaceError: a phrase is empty.
+        """
+        wanted = [normalise_name(phrase) for phrase in phrases]
+        if "" in wanted:
+            raise TextSpaceError("a text query needs words; found an empty phrase")
+        known = self._known()
+        return list(dict.fromkeys(name for name in wanted if name not in known))
+
+    def _known(self) -> dict[str, Tensor]:
+        further = dict(zip(self.phrases, self.phrase_vectors, strict=True))
+        return {**self.taught, **further, **{name: self.vectors[row] for name, row in self._rows.items()}}
+
+    def with_encoder(self, encoder: TextConfig | TextEncoder) -> TextSpace:
+        """The same text space with an encoder for new phrases, loaded already or still to be loaded.
 
         Raises:
             TextSpaceError: the encoder is not available, or does not reproduce the bank's own vectors.
         """
-        encoder = load_encoder(config)
+        if isinstance(encoder, TextConfig):
+            encoder = load_encoder(encoder)
         raw = encoder.encode(self.names[:1])
         same_width = raw.shape[1] == self.width
         likeness = float(centred(raw, self.mean, self.names[:1]) @ self.vectors[0]) if same_width else 0.0
@@ -172,9 +188,7 @@ class TextSpace:
 
     def save(self, path: Path) -> None:
         """Write the text space to a file; never half of it."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(self.to_bytes())
-        os.replace(partial, path)
+        replace_file(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: Path) -> TextSpace:

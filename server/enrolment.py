@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from dsm_core.data import LabelContract, find_conflicts
@@ -45,8 +46,11 @@ class Enrolment:
     contracts: dict[str, LabelContract]
 
 
-def wait_for_sites(grid: Grid, minimum: int, timeout_s: float) -> list[int]:
+def wait_for_sites(grid: Grid, minimum: int, timeout_s: float, on_wait: Callable[[], None] = lambda: None) -> list[int]:
     """Nodes connected, as soon as there are at least `minimum`.
+
+    Args:
+        on_wait: called again and again while some are awaited.
 
     Raises:
         FederationError: fewer after `timeout_s` seconds.
@@ -61,30 +65,41 @@ def wait_for_sites(grid: Grid, minimum: int, timeout_s: float) -> list[int]:
                 f"{len(nodes)} of {minimum} sites connected within {timeout_s:g} s; start the others, "
                 f"check that they reach the server, or ask for fewer sites"
             )
+        on_wait()
         time.sleep(min(0.5, left_s))
     return nodes
 
 
-def enrol(grid: Grid, nodes: Sequence[int], timeout_s: float) -> Enrolment:
+def enrol(
+    grid: Grid,
+    nodes: Sequence[int],
+    timeout_s: float,
+    held_out: float = 0.0,
+    on_wait: Callable[[], None] = lambda: None,
+    names: Mapping[int, str] | None = None,
+) -> Enrolment:
     """The label contract of every node, checked against each other.
+
+    Args:
+        held_out: share of its cases that a site keeps out of training, and out of its contract.
+        on_wait: called again and again while an answer is awaited.
+        names: the site that each node was registered as, where that is known: no site speaks for another then.
 
     Raises:
         FederationError: a node does not answer, answers with an error, or two nodes give one site name; all at once.
         ContractConflict: the contracts contradict each other; all conflicts at once.
     """
     exchange = Exchange(grid, timeout_s, group="enrol")
-    exchange.send({node: messages.pack_enrol() for node in nodes}, messages.ENROL)
+    exchange.send({node: messages.pack_enrol(held_out) for node in nodes}, messages.ENROL)
     found: dict[str, tuple[int, LabelContract]] = {}
     faults = []
-    for node, reply in exchange.replies():
-        if reply.has_error():
-            faults.append(f"node {node}: {reason_of(reply)}")
+    for node, reply in exchange.replies(on_wait):
+        contract = read_contract(reply)
+        if isinstance(contract, str):
+            faults.append(f"node {node}: {contract}")
             continue
-        try:
-            contract = LabelContract.from_dict(messages.unpack_contract(reply.content))
-        except ValueError as error:
-            faults.append(f"node {node}: {error}")
-            continue
+        if names and contract.site != names.get(node):
+            faults.append(f"node {node} is registered as site {names.get(node)!r} and calls itself {contract.site!r}")
         if contract.site in found:
             faults.append(f"nodes {found[contract.site][0]} and {node} both call themselves site {contract.site!r}")
         found[contract.site] = (node, contract)
@@ -99,6 +114,16 @@ def enrol(grid: Grid, nodes: Sequence[int], timeout_s: float) -> Enrolment:
     if conflicts := find_conflicts(list(enrolment.contracts.values())):
         raise ContractConflict(conflicts)
     return enrolment
+
+
+def read_contract(reply: Message) -> LabelContract | str:
+    """The label contract of an answer, or why there is none."""
+    if reply.has_error():
+        return reason_of(reply)
+    try:
+        return LabelContract.from_dict(messages.unpack_contract(reply.content))
+    except ValueError as error:
+        return f"{error}"
 
 
 def deliver_text(grid: Grid, nodes: Mapping[str, int], text: TextSpace, timeout_s: float) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -34,6 +35,11 @@ class Exchange:
         """Nodes whose answer has not arrived."""
         return set(self._awaited.values())
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is awaited, or the deadline has passed."""
+        return not self._awaited or time.monotonic() >= self._deadline
+
     def send(self, contents: Mapping[int, RecordDict], kind: str) -> None:
         """Send each node its content; may be called while `replies` is being read."""
         ttl = self._timeout_s + EXPIRY_GRACE_S
@@ -47,19 +53,60 @@ class Exchange:
             else:
                 self.unsent.add(node)
 
-    def replies(self) -> Iterator[tuple[int, Message]]:
-        """Node and reply in order of arrival, until nothing is awaited or the deadline has passed."""
+    def arrived(self) -> Iterator[tuple[int, Message]]:
+        """Node and reply of the answers that are there now."""
+        for reply in self._grid.pull_messages(list(self._awaited)) if self._awaited else ():
+            node = self._awaited.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None:
+                yield node, reply
+
+    def replies(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Message]]:
+        """Node and reply in order of arrival, until nothing is awaited or the deadline has passed.
+
+        Args:
+            on_wait: called again and again while an answer is awaited.
+        """
         poll_s = getattr(self._grid, "pull_interval", 0.5)
         while self._awaited:
-            for reply in self._grid.pull_messages(list(self._awaited)):
-                node = self._awaited.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    yield node, reply
+            yield from self.arrived()
             left_s = self._deadline - time.monotonic()
             if left_s <= 0:
                 return
-            if self._awaited and poll_s:
+            if self._awaited:
+                on_wait()
                 time.sleep(min(poll_s, left_s))
+
+
+@dataclass(frozen=True)
+class _Late:
+    exchange: Exchange
+    sites: Mapping[int, str]
+    round: int
+    since: float
+
+
+class LateAnswers:
+    """Answers to earlier rounds that are still out: noted when they come, and never averaged."""
+
+    def __init__(self) -> None:
+        self._out: list[_Late] = []
+
+    def expect(self, exchange: Exchange, sites: Mapping[int, str], round: int) -> None:
+        """Look out for the answers that this exchange did not see before its deadline."""
+        if exchange.awaited:
+            self._out.append(_Late(exchange, sites, round, time.monotonic()))
+
+    def collect(self) -> list[dict[str, object]]:
+        """Which sites have answered since the last call: site, the round they answered, seconds after its deadline."""
+        now = time.monotonic()
+        found = [
+            {"site": late.sites[node], "round": late.round, "late_s": now - late.since}
+            for late in self._out
+            for node, reply in late.exchange.arrived()
+            if not reply.has_error()
+        ]
+        self._out = [late for late in self._out if late.exchange.awaited and now < late.since + EXPIRY_GRACE_S]
+        return found
 
 
 def reason_of(reply: Message) -> str:

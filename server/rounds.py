@@ -1,23 +1,27 @@
-"""The round loop: ask every site, wait no longer than the deadline, average what came, stop below quorum."""
+"""The round loop: ask sites, wait no longer than the deadline, average what came, stop below quorum."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from flwr.serverapp import Grid
 
 from dsm_core.config import Config
-from server.exchange import Exchange, FederationError, reason_of
+from server.exchange import Exchange, FederationError, LateAnswers, reason_of
+from server.membership import Membership
+from server.waiting import Waiting
 from strategies import messages
 from strategies.query_fedavg import QueryFedAvg, ServerState, SiteFailure, SiteUpdate
 
 if TYPE_CHECKING:
     from dsm_core.text_space import TextSpace
 
+CONNECT_POLL_S = 0.5
 OnRound = Callable[[int, dict[str, Any], ServerState], None]
 
 
@@ -33,6 +37,31 @@ class RoundError(FederationError):
         self.state = state
 
 
+@dataclass(frozen=True)
+class RoundPlan:
+    """Who is asked in a round.
+
+    Attributes:
+        asked: sites that get the order, sorted.
+        absent: sites that would have been asked and are not connected, sorted.
+        needed: usable updates below which the run stops.
+    """
+
+    asked: tuple[str, ...]
+    absent: tuple[str, ...]
+    needed: int
+
+
+def plan_round(config: Config, round: int, enrolled: Collection[str], online: Collection[str]) -> RoundPlan:
+    """`server.participation` of the enrolled sites, drawn from the seed and the round among those connected."""
+    wanted = max(1, int(config.server.participation * len(enrolled) + 0.5))
+    asked, absent = sorted(online), sorted(set(enrolled) - set(online))
+    if len(asked) >= wanted:
+        drawn = np.random.default_rng([config.seed, round]).choice(len(asked), wanted, replace=False)
+        asked, absent = sorted(asked[i] for i in drawn), []
+    return RoundPlan(tuple(asked), tuple(absent), max(1, math.ceil(config.server.quorum * wanted)))
+
+
 def run_rounds(
     grid: Grid,
     state: ServerState,
@@ -41,83 +70,152 @@ def run_rounds(
     nodes: Mapping[str, int],
     text: TextSpace,
     on_round: OnRound | None = None,
+    membership: Membership | None = None,
+    waiting: Waiting | None = None,
 ) -> ServerState:
     """The state after `config.rounds` rounds, starting from the round that `state` has reached.
 
     Args:
         nodes: Flower node of each enrolled site.
         on_round: called after each round with its number, its record and the new state.
+        membership: lets sites in between rounds, and says from then on who takes part; None: nobody comes in.
+        waiting: is told for whom the round waits.
 
     Raises:
         RoundError: fewer than `server.quorum` of the sites gave a usable update, each named with its reason.
     """
-    needed = max(1, math.ceil(config.server.quorum * len(nodes)))
+    waiting, late = waiting or Waiting(), LateAnswers()
     while state.round < config.rounds:
         started = time.monotonic()
-        after = strategy.apply(state, ask_sites(grid, state, config, nodes, text))
-        record = {**after.history[-1], "seconds": time.monotonic() - started}
-        if len(record["sites"]) < needed:
-            raise RoundError(_below_quorum(record, len(nodes), needed), state)
+        state, plan, events = _gather_sites(grid, state, config, nodes, membership, waiting)
+        if membership is not None:
+            members = membership.members
+            strategy, nodes, text = members.strategy, members.nodes, members.text
+        answers = ask_sites(grid, state, config, nodes, text, plan, membership, waiting, late)
+        after = strategy.apply(state, answers, (*plan.asked, *plan.absent))
+        record = {**after.history[-1], "rounds": config.rounds, "asked": list(plan.asked), **events}
+        record |= {"answer_seconds": waiting.seconds(), "seconds": time.monotonic() - started}
+        if came_late := late.collect():
+            record["late"] = came_late
+        if len(record["sites"]) < plan.needed:
+            raise RoundError(_below_quorum(record, plan), state)
         state = replace(after, history=(*after.history[:-1], record))
         if on_round is not None:
             on_round(state.round, record, state)
     return state
 
 
+def _gather_sites(
+    grid: Grid,
+    state: ServerState,
+    config: Config,
+    nodes: Mapping[str, int],
+    membership: Membership | None,
+    waiting: Waiting,
+) -> tuple[ServerState, RoundPlan, dict[str, Any]]:
+    """Let in who is at the door and plan the round.
+
+    Where fewer sites are connected than the quorum wants, it waits for more, no longer than a round may take.
+    """
+    timeout_s, round = config.server.round_timeout_s, state.round + 1
+    deadline, is_waiting = time.monotonic() + timeout_s, False
+    events: dict[str, Any] = {}
+    while True:
+        enrolled: Collection[str] = nodes
+        if membership is not None:
+            membership.look(at_once=True)
+            state, more = membership.admit(state)
+            events |= {name: events.get(name, {}) | found for name, found in more.items()}
+            nodes, enrolled = membership.members.nodes, membership.members.contracts
+        connected = set(grid.get_node_ids())
+        plan = plan_round(config, round, enrolled, [site for site, node in nodes.items() if node in connected])
+        if len(plan.asked) >= plan.needed or time.monotonic() >= deadline:
+            return state, plan, events
+        if not is_waiting:
+            is_waiting = True
+            waiting.begin("connecting", round, config.rounds, plan.absent, timeout_s)
+        waiting.tick()
+        time.sleep(min(CONNECT_POLL_S, timeout_s))
+
+
 def ask_sites(
-    grid: Grid, state: ServerState, config: Config, nodes: Mapping[str, int], text: TextSpace
+    grid: Grid,
+    state: ServerState,
+    config: Config,
+    nodes: Mapping[str, int],
+    text: TextSpace,
+    plan: RoundPlan,
+    membership: Membership | None,
+    waiting: Waiting,
+    late: LateAnswers,
 ) -> Iterator[SiteUpdate | SiteFailure]:
     """One answer a site for the next round, in order of arrival.
 
     A site that holds no text space or another one is sent the server's once, then asked again under the same deadline.
     """
+    timeout_s = config.server.round_timeout_s
+    yield from (SiteFailure(site, "not connected") for site in plan.absent)
+    if len(plan.asked) < plan.needed:
+        yield from (SiteFailure(site, "not asked, since too few sites are connected") for site in plan.asked)
+        return
     order = messages.TrainOrder(
         round=state.round + 1,
         rounds=config.rounds,
-        lr=site_rate(config, len(nodes)),
+        lr=site_rate(config, len(plan.asked)),
         local_steps=config.train.local_steps,
         seed=config.seed,
         share_moments=config.server.moments == "shared",
     )
     content = messages.pack_train(messages.pack_arrays(state.arrays), order, text.hash, messages.pack_config(config))
-    sites = {node: site for site, node in nodes.items()}
-    connected = set(grid.get_node_ids())
-    yield from (SiteFailure(site, "not connected") for node, site in sites.items() if node not in connected)
+    sites = {nodes[site]: site for site in plan.asked}
+    waiting.begin("training", order.round, order.rounds, plan.asked, timeout_s)
+    exchange = Exchange(grid, timeout_s, group=f"{order.round}")
+    exchange.send(dict.fromkeys(sites, content), messages.TRAIN)
 
-    exchange = Exchange(grid, config.server.round_timeout_s, group=f"{order.round}")
-    exchange.send({node: content for node in sites if node in connected}, messages.TRAIN)
+    def on_wait() -> None:
+        waiting.tick()
+        if membership is not None:
+            membership.look()
+
+    def failed(node: int, reason: str) -> SiteFailure:
+        waiting.answered(sites[node], reason)
+        return SiteFailure(sites[node], reason)
+
     resent: set[int] = set()
-    for node, reply in exchange.replies():
+    for node, reply in exchange.replies(on_wait):
         if reply.has_error() and reply.error.code == messages.TEXT_CODE and node not in resent:
             resent.add(node)
             exchange.send({node: messages.pack_text(text.to_bytes(), text.hash)}, messages.TEXT)
         elif reply.has_error():
-            yield SiteFailure(sites[node], reason_of(reply))
+            yield failed(node, reason_of(reply))
         elif reply.metadata.message_type == messages.TEXT:
             exchange.send({node: content}, messages.TRAIN)
         else:
             try:
-                yield SiteUpdate(sites[node], *messages.unpack_trained(reply.content))
+                update = SiteUpdate(sites[node], *messages.unpack_trained(reply.content))
             except messages.MessageFault as fault:
-                yield SiteFailure(sites[node], f"{fault}")
-    yield from (SiteFailure(sites[node], "the order could not be sent") for node in exchange.unsent)
-    yield from (
-        SiteFailure(sites[node], f"no answer within {config.server.round_timeout_s:g} s") for node in exchange.awaited
-    )
+                yield failed(node, f"{fault}")
+                continue
+            waiting.answered(sites[node])
+            yield update
+    late.expect(exchange, sites, order.round)
+    yield from (failed(node, "the order could not be sent") for node in exchange.unsent)
+    yield from (SiteFailure(sites[node], f"no answer within {timeout_s:g} s") for node in exchange.awaited)
 
 
 def site_rate(config: Config, sites: int) -> float:
     """Base learning rate at a site.
 
-    With shared moments a round is a batch of all sites, so the rate grows with the square root of their number
+    With shared moments a round is a batch of all asked sites, so the rate grows with the square root of their number
     (Malladi et al. 2022, arXiv:2205.10287); with local moments each site steps for itself.
     """
     return config.train.lr * (math.sqrt(sites) if config.server.moments == "shared" else 1.0)
 
 
-def _below_quorum(record: Mapping[str, Any], asked: int, needed: int) -> str:
+def _below_quorum(record: Mapping[str, Any], plan: RoundPlan) -> str:
     reasons = {site: f"refused, {reason}" for site, reason in record["refused"].items()} | record["failed"]
     return (
-        f"round {record['round']}: {len(record['sites'])} of {asked} sites gave a usable update, "
-        f"server.quorum wants {needed}; " + "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
+        f"round {record['round']}: {len(record['sites'])} of {len(plan.asked) + len(plan.absent)} sites gave a usable "
+        f"update, server.quorum wants {plan.needed}; "
+        + "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
     )

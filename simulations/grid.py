@@ -74,6 +74,11 @@ class InProcessGrid(Grid):
     def run(self) -> Run:
         return self._run
 
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        """What each node knows and remembers, in the order of the site folders."""
+        return tuple(self._contexts.values())
+
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
@@ -137,7 +142,7 @@ class InProcessGrid(Grid):
 
 
 def run_in_process(
-    server_app: ServerApp | Callable[[Grid, Context], Result],
+    server_app: ServerApp | Callable[[InProcessGrid, Context], Result],
     client_app: ClientApp,
     site_dirs: Sequence[Path | str],
     run_config: dict[str, Any] | None = None,

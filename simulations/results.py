@@ -113,6 +113,11 @@ class RunFolder:
                 self.info[key] = dict(value) if isinstance(value, Mapping) else value
         write_atomically(self.info_path, _to_json(self.info))
 
+    def seconds_of(self, method: str) -> float:
+        """Seconds that the rounds of a method took so far, those of earlier starts included."""
+        lines = self.history_path.read_text(encoding="utf-8").splitlines() if self.history_path.exists() else []
+        return sum(record.get("seconds") or 0.0 for record in map(json.loads, lines) if record["method"] == method)
+
     def close(self) -> None:
         """Flush and close the TensorBoard files."""
         for writer in self._writers.values():

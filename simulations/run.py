@@ -3,6 +3,7 @@
 dsm-simulate                                   generated sites, federated beside local-only training
 dsm-simulate compare=all sites=8 rounds=50     with pooled training and plain FedAvg beside it
 dsm-simulate sites_dir=DIR eval_dir=DIR        your own folders (MSD or nnU-Net layout)
+dsm-simulate resume=runs/NAME                  go on with a run that was stopped
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(HELP + describe_config(Config()))
         return 0
     try:
-        config = compose_config(words)
+        config, folder = compose_config(words), None
     except ConfigError as error:
         print(f"dsm-simulate: {error}", file=sys.stderr)
         return 2
@@ -34,19 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dsm_core.data import DatalistError
     from dsm_core.text_space import TextSpaceError
     from server.exchange import FederationError
+    from server.resume import recall_config
+    from server.state_file import StateError
     from simulations.results import RunFolderError
     from simulations.sites import SitesError
     from simulations.stages import simulate
 
     try:
-        report = simulate(config, ["dsm-simulate", *words])
+        if config.resume:
+            config, folder = recall_config(words)
+        report = simulate(config, ["dsm-simulate", *words], folder)
     except DatalistError as error:
         print(f"dsm-simulate: {error}\n{error.details()}", file=sys.stderr)
         return 2
     except (TextSpaceError, RunFolderError, SitesError, ConfigError) as error:
         print(f"dsm-simulate: {error}", file=sys.stderr)
         return 2
-    except FederationError as error:
+    except (FederationError, StateError) as error:
         print(f"dsm-simulate: the run failed: {error}", file=sys.stderr)
         return 1
     print("dry run: nothing trained, nothing written" if report is None else f"report: {report}")

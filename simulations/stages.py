@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from client.app import app as client_app
 from dsm_core.checkpoint import save_checkpoint
-from dsm_core.classes import ClassInfo
-from dsm_core.config import Config, ConfigError, ServerConfig
-from dsm_core.data import Datalist, DatalistError, check_folder, read_datalist, site_folders
+from dsm_core.config import Config, ServerConfig
+from dsm_core.data import Datalist
 from dsm_core.evaluation import MatrixRow
 from dsm_core.model import DSM
 from dsm_core.model.selective_scan import scan_backend
-from server.federation import Federation, open_federation
+from server.federation import Federation
+from server.record import rewind_history
+from server.resume import forget_state, remember_config
+from server.waiting import mark_finished
 from simulations.baselines import train_baselines, training_datalists
-from simulations.grid import run_in_process
-from simulations.ledgers import open_ledgers
-from simulations.matrix import held_out_datalists, score_method
+from simulations.federated import federate
+from simulations.matrix import score_method
 from simulations.overlays import Overlay, save_overlays
 from simulations.report import write_report
 from simulations.results import RunFolder
-from simulations.sites import generate_sites
+from simulations.site_sources import Sites, find_sites
 from strategies.query_fedavg import ServerState
 
 HELD_OUT = 0.2  # share of each site's cases that is scored when no eval_dir is given
-SMOOTHING = 0.9  # of the training loss by which the best checkpoint is chosen; no held-out case takes part in it
 
 
-@dataclass(frozen=True)
-class Sites:
-    """Where a simulation's data lies.
-
-    Attributes:
-        folders: site -> folder of its cases.
-        held_out: site -> held-out cases, for scoring only.
-        is_generated: phantoms, not patients.
-    """
-
-    folders: dict[str, Path]
-    held_out: dict[str, Datalist]
-    is_generated: bool
-
-
-def simulate(config: Config, command: Sequence[str]) -> Path | None:
+def simulate(config: Config, command: Sequence[str], resume: Path | None = None) -> Path | None:
     """Run everything that a configuration asks for.
+
+    Args:
+        resume: folder of a run that was stopped. Its federated runs go on from their last states, bit for bit; what
+            comes after them begins anew.
 
     Returns:
         The report's path; None after a dry run, which writes no run folder.
@@ -69,9 +53,9 @@ def simulate(config: Config, command: Sequence[str]) -> Path | None:
     _print_plan(config, sites, datalists)
     if config.dry_run:
         return None
-    folder = RunFolder.create(config.out, config.name, config, list(command))
+    folder = _open_folder(config, command, resume)
     classes = [info for datalist in sites.held_out.values() for info in datalist.classes.values()]
-    with _timed(seconds, "federated"):
+    with _timed(seconds, "federated", folder.seconds_of("federated")):
         federation, state, best = federate(config, "federated", sites, classes, folder)
     _describe(folder, config, sites, datalists, federation)
     folder.write_run_info(seconds=seconds)
@@ -79,7 +63,7 @@ def simulate(config: Config, command: Sequence[str]) -> Path | None:
     _save(folder.best_checkpoint, federation, best, "lowest smoothed training loss")
     models = {"federated": _everywhere(federation.model_of(state), sites)}
     if config.compare == "all":
-        with _timed(seconds, "fedavg"):
+        with _timed(seconds, "fedavg", folder.seconds_of("fedavg")):
             plain = replace(config, server=plain_fedavg(config))
             other, state, _ = federate(plain, "fedavg", sites, classes, folder)
             models["fedavg"] = _everywhere(other.model_of(state), sites)
@@ -90,60 +74,20 @@ def simulate(config: Config, command: Sequence[str]) -> Path | None:
         _score(config, sites, datalists, federation, models, folder)
     folder.write_run_info(seconds=seconds, finished=True)
     folder.close()
-    return write_report(folder.path)
+    report = write_report(folder.path)
+    forget_state(folder.path)
+    mark_finished(folder.path)
+    return report
 
 
-def find_sites(config: Config) -> Sites:
-    """The sites of a run: the user's folders, or generated ones (kept and found again by their recipe).
-
-    Raises:
-        ConfigError: `sites_dir` or `eval_dir` is no folder, or holds no site.
-        DatalistError: a site's folder has faults; those of all sites at once.
-    """
-    if config.sites_dir is None:
-        root = Path(config.out) / "sites" / f"seed{config.seed}-sites{config.sites}-{_recipe_hash(config)}"
-        with tqdm(desc="generating sites", unit="case", leave=False) as bar:
-
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            made = generate_sites(root, config.sites, config.phantom, config.seed, show)
-        return Sites(made.folders, held_out_datalists(config, made.folders, root / "eval"), True)
-    root = _folder("sites_dir", config.sites_dir)
-    folders = {path.name: path for path in site_folders(root)}
-    if not folders:
-        raise ConfigError(f"sites_dir={config.sites_dir} holds no site: no sub-folder has a dataset.json")
-    eval_dir = None if config.eval_dir is None else _folder("eval_dir", config.eval_dir)
-    held_out = held_out_datalists(config, folders, eval_dir)
-    inspect_sites(folders | {f"eval of {site}": held.root for site, held in held_out.items() if eval_dir})
-    _refuse_training_cases(folders, held_out if eval_dir else {})
-    return Sites(folders, held_out, False)
-
-
-def inspect_sites(folders: Mapping[str, Path]) -> None:
-    """Open every scan of every site before anything is trained.
-
-    Raises:
-        DatalistError: with the faults of all sites at once.
-    """
-    faults = []
-    once = {folder: site for site, folder in folders.items()}
-    for folder, site in tqdm(once.items(), desc="checking sites", unit="site", leave=False):
-        faults += [replace(fault, file=f"{site}/{fault.file}") for fault in check_folder(folder)]
-    if faults:
-        raise DatalistError(", ".join(folders), faults)
-
-
-def _refuse_training_cases(folders: Mapping[str, Path], held_out: Mapping[str, Datalist]) -> None:
-    trained = {case.image.resolve() for folder in folders.values() for case in read_datalist(folder).cases}
-    scored = {case.image.resolve() for held in held_out.values() for case in held.cases}
-    if shared := trained & scored:
-        raise ConfigError(f"{len(shared)} scans of eval_dir are trained on too; give eval_dir cases that no site holds")
-
-
-def _recipe_hash(config: Config) -> str:
-    return hashlib.sha256(json.dumps(asdict(config.phantom), sort_keys=True).encode()).hexdigest()[:8]
+def _open_folder(config: Config, command: Sequence[str], resume: Path | None) -> RunFolder:
+    if resume is None:
+        folder = RunFolder.create(config.out, config.name, config, list(command))
+        remember_config(folder.path, config)
+        return folder
+    for method in ("local", "pooled"):  # these begin anew
+        rewind_history(resume, method, 0)
+    return RunFolder.create(resume.parent, resume.name, config, list(command), resume=True)
 
 
 def plain_fedavg(config: Config) -> ServerConfig:
@@ -160,42 +104,6 @@ def plain_fedavg(config: Config) -> ServerConfig:
         server_lr=1.0,
         momentum=0.0,
     )
-
-
-def federate(
-    config: Config, method: str, sites: Sites, classes: Sequence[ClassInfo], folder: RunFolder
-) -> tuple[Federation, ServerState, ServerState]:
-    """Run the rounds of one method in process; returns the last state and the one of lowest smoothed training loss."""
-    best: ServerState | None = None
-    smoothed, lowest = None, float("inf")
-    bar = tqdm(total=config.rounds, desc=method, unit="round")
-
-    def on_round(round: int, record: dict[str, Any], state: ServerState) -> None:
-        nonlocal best, smoothed, lowest
-        loss = float("nan") if record["loss"] is None else record["loss"]
-        if math.isfinite(loss):
-            smoothed = loss if smoothed is None else SMOOTHING * smoothed + (1 - SMOOTHING) * loss
-            if smoothed < lowest:
-                best, lowest = state, smoothed
-        refused = [
-            {"site": site, "reason": reason} for site, reason in {**record["refused"], **record["failed"]}.items()
-        ]
-        folder.log_round(method, {**record, "refused": refused, "rounds": config.rounds})
-        bar.set_postfix(loss=f"{loss:.3f}")
-        bar.update()
-        for one in refused:
-            bar.write(f"round {round}: {one['site']}: {one['reason']}")
-
-    def serve(grid: Any, context: Any) -> tuple[Federation, ServerState]:
-        federation = open_federation(grid, config, len(sites.folders), classes)
-        return federation, federation.run(grid, on_round=on_round)
-
-    with bar:
-        ledgers = open_ledgers(folder.path / "ledgers" / method, sites.folders, config.privacy)
-        result = run_in_process(serve, client_app, list(sites.folders.values()), {}, config.threads, ledgers)
-    assert result is not None
-    federation, state = result
-    return federation, state, best or state
 
 
 def _baselines(
@@ -302,15 +210,8 @@ def _print_plan(config: Config, sites: Sites, datalists: Mapping[str, Datalist])
     )
 
 
-def _folder(key: str, value: str) -> Path:
-    path = Path(value)
-    if not path.is_dir():
-        raise ConfigError(f"{key}={value} is no folder; give a folder of site folders, each with a dataset.json")
-    return path
-
-
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.monotonic()
+def _timed(seconds: dict[str, float], stage: str, spent_s: float = 0.0) -> Iterator[None]:
+    started = time.monotonic() - spent_s
     yield
     seconds[stage] = time.monotonic() - started

@@ -15,6 +15,12 @@ from numpy.typing import NDArray
 Arrays = Mapping[str, NDArray]
 CLASS_ROWS = "class_rows."
 MOMENT = "@"  # `KEY@exp_avg` is a moment of the tensor KEY: averaged like it, never stepped by the server
+MOMENT_KINDS = ("exp_avg", "exp_avg_sq")  # of AdamW, as PyTorch calls them
+
+
+def moment_key(key: str, kind: str) -> str:
+    """Name of a moment of the tensor `key`; `kind` is one of MOMENT_KINDS."""
+    return f"{key}{MOMENT}{kind}"
 
 
 @dataclass

@@ -13,7 +13,9 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any
 
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
+
+from strategies.tensor_row import tensor_names
 
 
 class Private(Enum):
@@ -57,7 +59,6 @@ WHAT_LEAVES = (
         Private.NOISED,
     ),
     Leaving("mean training loss of the round", "train", "metrics/loss", "curves, best checkpoint", Private.DROPPED),
-    Leaving("training loss of each class", "train", "metrics/class-losses", "curves", Private.DROPPED),
     Leaving("cases trained on", "train", "metrics/num-cases", "for the reader of a run", Private.DROPPED),
     Leaving("seconds of the round", "train", "metrics/seconds", "finding slow sites", Private.DROPPED),
     Leaving("name of the site", "query.enrol", "order/contract/site", "every message about the site", Private.DECLARED),
@@ -130,8 +131,11 @@ def leaving(reply: str, place: str) -> Leaving | None:
 
 
 def places(content: RecordDict) -> Iterator[str]:
-    """Every place in a reply that holds something; the label contract is looked into."""
+    """Every place in a reply that holds something; tensors by name, and the label contract is looked into."""
     for record, values in content.items():
+        if isinstance(values, ArrayRecord):
+            yield from (f"{record}/{name}" for name in tensor_names(values))
+            continue
         for key, value in values.items():
             if key == "contract" and isinstance(value, str):
                 yield from (f"{record}/{key}/{path}" for path in _paths(json.loads(value)))

@@ -68,6 +68,10 @@ class QueryFedAvg:
         }
         self.weights = site_weights(config.site_weight, self.cases, self.evidence)
 
+    def with_contracts(self, contracts: Mapping[str, LabelContract]) -> QueryFedAvg:
+        """The same rule for other sites."""
+        return type(self)(self.config, contracts)
+
     def init(self, arrays: Mapping[str, NDArray], classes: Sequence[str]) -> ServerState:
         """State before round 1.
 
@@ -81,24 +85,29 @@ class QueryFedAvg:
             raise ValueError(f"classes {rowless} are labelled at a site but have no row; put them in the text space")
         return ServerState({key: arrays[key] for key in sorted(arrays)}, tuple(classes))
 
-    def apply(self, state: ServerState, answers: Iterable[SiteUpdate | SiteFailure]) -> ServerState:
+    def apply(
+        self, state: ServerState, answers: Iterable[SiteUpdate | SiteFailure], sites: Sequence[str] | None = None
+    ) -> ServerState:
         """State after one more round.
 
         Answers are taken as they arrive and added in the order of the sites' names, so the order of arrival does not
         change a bit. An answer waits only while a site named before it is awaited. Refusals, failures and metrics are
         in the last record of `history`; a round without any usable update leaves every tensor as it was.
+
+        Args:
+            sites: those that take part in this round; None: all.
         """
         config, sums = self.config, averaging.empty_sums(state.arrays, len(state.classes), self.config.class_rows)
         accepted: dict[str, dict[str, Any]] = {}
         refused: dict[str, str] = {}
         failed: dict[str, str] = {}
-        for answer in in_site_order(answers, list(self.weights)):
+        for answer in in_site_order(answers, sorted(self.weights if sites is None else sites)):
             if isinstance(answer, SiteFailure):
                 failed[answer.site] = answer.reason
                 continue
             try:
                 validate_update(answer.site, answer.arrays, state.arrays, config.max_update_norm)
-                self._validate_metrics(answer, state)
+                _validate_loss(answer)
             except UpdateRefused as refusal:
                 refused[answer.site] = refusal.reason
                 continue
@@ -126,48 +135,24 @@ class QueryFedAvg:
             "refused": refused,
             "failed": failed,
             "server_step": step,
-            **self._pooled_metrics(accepted, state.classes),
+            **self._pooled_loss(accepted),
         }
         return replace(state, arrays=arrays, momentum=momentum, round=state.round + 1, history=(*state.history, record))
 
     def _evidence_rows(self, site: str, classes: Sequence[str]) -> NDArray:
         return np.array([self.evidence[site].get(name, 0) for name in classes], np.float64)
 
-    def _validate_metrics(self, answer: SiteUpdate, state: ServerState) -> None:
-        loss, losses = answer.metrics.get(messages.LOSS, 0.0), answer.metrics.get(messages.CLASS_LOSSES)
-        if not isinstance(loss, int | float):
-            raise UpdateRefused(answer.site, f"{messages.LOSS} is a {type(loss).__name__}, wanted a number")
-        if losses is not None and not isinstance(losses, list):
-            raise UpdateRefused(answer.site, f"{messages.CLASS_LOSSES} is no list")
-        if losses is not None and len(losses) != len(state.classes):
-            raise UpdateRefused(
-                answer.site, f"{messages.CLASS_LOSSES} has {len(losses)} numbers, wanted {len(state.classes)}"
-            )
-
-    def _pooled_metrics(self, accepted: Mapping[str, dict[str, Any]], classes: Sequence[str]) -> dict[str, Any]:
-        """Losses over the accepted sites: the whole loss by cases, a class's loss by its evidence."""
+    def _pooled_loss(self, accepted: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """Mean of the sites' losses by cases; a loss that is not finite counts nowhere."""
         losses = {
             site: metrics[messages.LOSS]
             for site, metrics in accepted.items()
             if np.isfinite(metrics.get(messages.LOSS, np.nan))
         }
-        pooled: dict[str, Any] = {"loss": _weighted_mean([(self.cases[site], loss) for site, loss in losses.items()])}
-        by_class = {
-            name: _weighted_mean(
-                [
-                    (self.evidence[site].get(name, 0), metrics[messages.CLASS_LOSSES][row])
-                    for site, metrics in accepted.items()
-                    if messages.CLASS_LOSSES in metrics
-                ]
-            )
-            for row, name in enumerate(classes)
-        }
-        pooled["class_losses"] = {name: loss for name, loss in by_class.items() if loss is not None}
-        pooled["site_losses"] = losses
-        pooled["site_seconds"] = {
-            site: metrics[messages.SECONDS] for site, metrics in accepted.items() if messages.SECONDS in metrics
-        }
-        return pooled
+        seconds = {site: metrics[messages.SECONDS] for site, metrics in accepted.items() if messages.SECONDS in metrics}
+        cases = sum(self.cases[site] for site in losses)
+        mean = sum(self.cases[site] * loss for site, loss in losses.items()) / cases if cases else None
+        return {"loss": mean, "site_losses": losses, "site_seconds": seconds}
 
 
 def site_weights(kind: str, cases: Mapping[str, int], evidence: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
@@ -200,7 +185,7 @@ def in_site_order(
     yield from (held[site] for site in awaited if site in held)
 
 
-def _weighted_mean(pairs: Sequence[tuple[float, float]]) -> float | None:
-    usable = [(weight, value) for weight, value in pairs if weight > 0 and np.isfinite(value)]
-    total = sum(weight for weight, _ in usable)
-    return sum(weight * value for weight, value in usable) / total if total else None
+def _validate_loss(answer: SiteUpdate) -> None:
+    loss = answer.metrics.get(messages.LOSS, 0.0)
+    if not isinstance(loss, int | float):
+        raise UpdateRefused(answer.site, f"{messages.LOSS} is a {type(loss).__name__}, wanted a number")

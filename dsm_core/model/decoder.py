@@ -122,7 +122,7 @@ class LesionAttention(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """A query reads its mask from the pixel map: eight weight vectors, one for each voxel of a 2x2x2 block."""
+    """How a query reads its mask from the pixel map: eight weight vectors, one for each voxel of a 2x2x2 block."""
 
     def __init__(self, width: int, mask_width: int):
         super().__init__()
@@ -131,10 +131,21 @@ class MaskHead(nn.Module):
         self.presence = nn.Linear(width, 1)
         self.scale = mask_width**-0.5
 
-    def forward(self, queries: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Args: queries (B, Q, C); pixels (B, M, X/2, Y/2, Z/2). Returns logits (B, Q, X, Y, Z), presence (B, Q)."""
+    def forward(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, Q, C) -> weights (B, Q, 8, M) for `read_masks`, presence (B, Q)."""
         queries = self.norm(queries)
-        weights = self.mask(queries).reshape(len(queries), -1, pixels.shape[1]) * self.scale
-        logits = (weights @ pixels.flatten(2)).reshape(*queries.shape[:2], 8, *pixels.shape[2:])
-        # Training starts from a probability of sigmoid(-2) = 0.12: most voxels belong to no one class.
-        return depth_to_space(logits - 2.0), self.presence(queries)[..., 0]
+        return self.mask(queries).unflatten(2, (8, -1)) * self.scale, self.presence(queries)[..., 0]
+
+
+def read_masks(weights: Tensor, offset: Tensor, pixels: Tensor) -> Tensor:
+    """Masks of all queries in one product: every further pass over full-resolution masks costs as much again.
+
+    Args: weights (B, Q, 8, M); offset (B, Q), added to all voxels of a mask; pixels (B, M, X/2, Y/2, Z/2).
+
+    Returns:
+        Logits (B, Q, X, Y, Z).
+    """
+    # Training starts from a probability of sigmoid(-2) = 0.12: most voxels belong to no one class.
+    start = (offset - 2.0).repeat_interleave(8, 1)[..., None]
+    logits = torch.baddbmm(start, weights.flatten(1, 2), pixels.flatten(2))
+    return depth_to_space(logits.reshape(*weights.shape[:3], *pixels.shape[2:]))

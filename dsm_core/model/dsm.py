@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dsm_core.classes import ClassKind, describe_class
 from dsm_core.config import ModelConfig
-from dsm_core.model.decoder import KMeansAttention, LesionAttention, MaskHead, PixelDecoder
+from dsm_core.model.decoder import KMeansAttention, LesionAttention, MaskHead, PixelDecoder, read_masks
 from dsm_core.model.encoder import Encoder
 from dsm_core.model.layers import MLP
 from dsm_core.model.queries import ClassRows, QuerySet, SharedVector, TextToQuery, gather_rows, host_weights
@@ -149,13 +149,14 @@ class DSM(nn.Module):
         organ_queries = grouped[:, : queries.organs]
 
         asked_organs = [i for i in queries.asked if i < queries.organs]
-        masks, presence, final = [], [], []
+        weights, presence, final = [], [], []
         if asked_organs:
             asked = organ_queries[:, asked_organs]
-            logits, present = self.organ_head(asked, features.pixels)
-            masks.append(logits)
+            read, present = self.organ_head(asked)
+            weights.append(read)
             presence.append(present)
             final.append(asked)
+        prior = None
         if len(queries.names) > queries.organs:
             lesion_queries = lesion_queries + self.lesion(anchor)
             priors = []
@@ -168,9 +169,8 @@ class DSM(nn.Module):
                 self.lesion_attention, (features.eighth, features.quarter), priors, strict=True
             ):
                 lesion_queries = attention(lesion_queries, level, grouped, prior.flatten(2))
-            logits, present = self.lesion_head(lesion_queries, features.pixels)
-            prior = F.interpolate(priors[-1], size=logits.shape[2:], mode="trilinear")
-            masks.append(logits + self.host_gain(anchor)[..., None, None] * prior)
+            read, present = self.lesion_head(lesion_queries)
+            weights.append(read)
             presence.append(present)
             final.append(lesion_queries)
 
@@ -179,15 +179,16 @@ class DSM(nn.Module):
         if dropout is not None:
             bias = bias * dropout.keep
         pick = [order.index(i) for i in queries.asked]
-        identity = pick == list(range(len(order)))
-        mask_logits = torch.cat(masks, 1)
-        presence_logits = torch.cat(presence, 1)
-        final_queries = torch.cat(final, 1)
-        if not identity:
-            mask_logits, presence_logits, final_queries = (
-                x[:, pick] for x in (mask_logits, presence_logits, final_queries)
-            )
-        mask_logits = mask_logits + bias[:, list(queries.asked), None, None, None]
+        mask_weights, presence_logits, final_queries = (torch.cat(x, 1)[:, pick] for x in (weights, presence, final))
+        mask_logits = read_masks(mask_weights, bias[:, list(queries.asked)], features.pixels)
+        if prior is not None:
+            size = mask_logits.shape[2:]
+            within_host = self.host_gain(anchor)[..., None, None] * F.interpolate(prior, size=size, mode="trilinear")
+            masks = list(mask_logits.unbind(1))
+            for place, query in enumerate(queries.asked):
+                if query >= queries.organs:
+                    masks[place] = masks[place] + within_host[:, query - queries.organs]
+            mask_logits = torch.stack(masks, 1)
         return DSMOutput(mask_logits, presence_logits, tuple(grouping_logits), self.to_text(final_queries))
 
     def forward(self, image: Tensor, queries: QuerySet, dropout: QueryDropout | None = None) -> DSMOutput:

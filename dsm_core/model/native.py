@@ -37,12 +37,14 @@ def _load() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(spec.origin)
-    except OSError:
+        loaded.scan_choose.restype = ctypes.c_char_p
+        loaded.scan_starts_size.restype = loaded.scan_tiles.restype = ctypes.c_int64
+        loaded.scan_starts_size.argtypes = [ctypes.c_int64] * 4
+        loaded.scan_tiles.argtypes = [ctypes.c_int64] * 3
+        loaded.scan_exponentials.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        loaded.scan_exponentials.restype = None
+    except (OSError, AttributeError):  # it does not load here, or is older than this file
         return None
-    loaded.scan_choose.restype = ctypes.c_char_p
-    loaded.scan_starts_size.restype = loaded.scan_tiles.restype = ctypes.c_int64
-    loaded.scan_starts_size.argtypes = [ctypes.c_int64] * 4
-    loaded.scan_tiles.argtypes = [ctypes.c_int64] * 3
     return loaded
 
 
@@ -66,6 +68,12 @@ def kernels() -> ctypes.CDLL:
 def instruction_set() -> str:
     """Name of the instruction set that the kernels use on this machine: "avx512", "avx2" or "baseline"."""
     return kernels().scan_choose(-1).decode()
+
+
+def exponentials(x: Tensor, out: Tensor) -> Tensor:
+    """e^x of a dense float32 CPU tensor, one thread, by the arithmetic that the scan uses; written to `out`."""
+    kernels().scan_exponentials(x.data_ptr(), out.data_ptr(), x.numel())
+    return out
 
 
 def threads_for(multiplications: int) -> int:

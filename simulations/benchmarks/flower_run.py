@@ -31,9 +31,9 @@ from dsm_core.config import Config, ConfigError, compose_config
 from dsm_core.data import DatalistError, site_folders
 from dsm_core.model import build_model
 from dsm_core.text_space import TextSpaceError
-from server.app import OVERRIDES
 from server.app import app as server_app
 from server.exchange import FederationError
+from server.run_config import OVERRIDES
 from simulations.benchmarks.superlink import FlowerFault, SuperLink, open_superlink, processes_of
 from simulations.benchmarks.table import Check, Row, write_benchmark
 from simulations.grid import run_in_process

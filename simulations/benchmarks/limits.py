@@ -1,7 +1,4 @@
-"""What does this machine allow? Exponentials and memory traffic of one thread, and the memory of this process.
-
-Axes: `B` batch, `D` channels, `L` sequence, `N` states.
-"""
+"""What does this machine allow? Exponentials and memory traffic of one thread, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -10,31 +7,53 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from dsm_core.model import native
 
-def machine_limits() -> dict[str, float]:
-    """What one thread can do: exponentials of cached numbers per second, and bytes of a + b -> c per second."""
-    cached = torch.full((32768,), -0.5)
-    out = torch.empty_like(cached)
-    exponentials = min(_timed(lambda: torch.exp(cached, out=out), 50) for _ in range(20)) / cached.numel()
+_CACHED = torch.full((32768,), -0.5)  # 128 KB, and as much for the result: a core's second-level cache
+_OUT = torch.empty_like(_CACHED)
+
+
+def _exponentials() -> dict[str, Callable[[], object]]:
+    cached, out = _CACHED.numpy(), _OUT.numpy()
+    ways: dict[str, Callable[[], object]] = {
+        "torch.exp": lambda: torch.exp(_CACHED, out=_OUT),
+        "numpy.exp": lambda: np.exp(cached, out=out),
+    }
+    if native.is_available():
+        ways["native exp"] = lambda: native.exponentials(_CACHED, _OUT)
+    return ways
+
+
+def fastest_exponential() -> str:
+    """The library whose float32 exponential is fastest here, one thread."""
+    ways = _exponentials()
+    return min(ways, key=lambda name: min(_seconds(ways[name], 20) for _ in range(10)))
+
+
+def repeat_exponential(name: str, count: int) -> None:
+    """At least `count` exponentials of cached numbers, by one of the libraries."""
+    way = _exponentials()[name]
+    for _ in range(-(-count // _CACHED.numel())):
+        way()
+
+
+def machine_limits() -> dict[str, float | str]:
+    """What one thread can do at best: exponentials of cached numbers, and bytes of a + b -> c, a second."""
+    name = fastest_exponential()
+    exponential = min(_seconds(_exponentials()[name], 50) for _ in range(20)) / _CACHED.numel()
     a, b, c = (torch.ones(1 << 25) for _ in range(3))
-    triad = min(_timed(lambda: torch.add(a, b, out=c), 1) for _ in range(5)) / (12 * a.numel())
-    return {"exponentials_per_s": 1 / exponentials, "triad_bytes_per_s": 1 / triad}
+    triad = min(_seconds(lambda: torch.add(a, b, out=c), 1) for _ in range(5)) / (12 * a.numel())
+    return {"exponentials_by": name, "exponentials_per_s": 1 / exponential, "triad_bytes_per_s": 1 / triad}
 
 
-def _timed(function: Callable[[], object], repeats: int) -> float:
+def _seconds(function: Callable[[], object], repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         function()
     return (time.perf_counter() - start) / repeats
-
-
-def limit_ms(shape: tuple[int, ...], limits: dict[str, float]) -> tuple[float, float]:
-    """Least time of a forward pass (one exponential per state) and of forward and backward (three), in ms."""
-    states = shape[0] * shape[1] * shape[2] * shape[3]
-    forward = states / limits["exponentials_per_s"] * 1e3
-    return forward, 3 * forward
 
 
 def _status_mb(field: str) -> float | None:

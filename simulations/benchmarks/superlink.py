@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,19 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-QUIET = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.flower import HOME, QUIET, flower_program, free_port, program_path
+from strategies.deployment.processes import processes_with
+
 START_TIMEOUT_S = 90.0
 COMMAND_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 LONGEST_RAY_FOLDER = 30  # Ray keeps sockets below its folder, and a socket's path holds about 100 characters
 
 
-class FlowerFault(RuntimeError):
+class FlowerFault(DeploymentError):
     """A Flower program that did not start, answer or end as it should; the message says which and after how long."""
 
 
@@ -65,7 +61,7 @@ class SuperLink:
         Raises:
             FlowerFault: it takes longer than two minutes.
         """
-        command = [_program("flwr"), *arguments]
+        command = [flower_program("flwr"), *arguments]
         try:
             done = subprocess.run(
                 command, env=self.environment, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
@@ -94,18 +90,17 @@ def open_superlink(home: Path) -> Iterator[SuperLink]:
     """
     home = home.resolve()
     home.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
-    environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, **QUIET, **program_path(), HOME: str(home)}
     if len(str(home)) <= LONGEST_RAY_FOLDER:
         environment["RAY_TMPDIR"] = str(home)
     options = ["--insecure", "--simulation", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "superlink.log").open("wb") as log:
         process = subprocess.Popen(
-            [_program("flower-superlink"), *options, "--database", str(home / "state.db")],
+            [flower_program("flower-superlink"), *options, "--database", str(home / "state.db")],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -121,15 +116,7 @@ def open_superlink(home: Path) -> Iterator[SuperLink]:
 
 def processes_of(home: Path) -> list[int]:
     """Processes whose environment names this Flower home, this one excepted; none where the system has no /proc."""
-    mark = f"FLWR_HOME={home.resolve()}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mark in entry.read_bytes().split(b"\0"):
-                found.append(int(entry.parent.name))
-        except OSError:  # ended meanwhile, or another user's
-            continue
-    return sorted(set(found) - {os.getpid()})
+    return processes_with(HOME, str(home.resolve()))
 
 
 def _await_health(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -160,16 +147,3 @@ def _stop(process: subprocess.Popen[bytes], home: Path) -> None:
             time.sleep(0.2)
     process.kill()
     process.wait(STOP_TIMEOUT_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _program(name: str) -> str:
-    path = Path(sys.executable).parent / name
-    if not path.exists():
-        raise FlowerFault(f"no program {name} beside {Path(sys.executable).name}; install flwr[simulation] there")
-    return str(path)

@@ -1,6 +1,7 @@
 """The site's app: it answers every message, refuses what it must, and no path or case leaves it."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -11,10 +12,13 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.task_identity import TaskIdentity
 
 import client.app as porter
+from client.memory import export_moments, import_moments
 from dsm_core.classes import describe_class
 from dsm_core.config import Config, TextConfig
+from dsm_core.text_growth import grow_text_space
 from dsm_core.text_space import build_text_space
 from strategies import messages
+from strategies.manifest import manifest
 
 ARRAYS = {"encoder": np.zeros(3, np.float32)}
 
@@ -103,6 +107,18 @@ def test_enrolment_tells_the_contract_and_no_patient(folder):
     assert "doe" not in json.dumps(contract)
 
 
+def test_contract_counts_no_case_that_the_run_holds_out(folder):
+    content = json.loads((folder / "dataset.json").read_text())
+    for case in range(4):
+        for part in ("imagesTr", "labelsTr"):
+            shutil.copy(folder / part / "doe-jane.nii.gz", folder / part / f"{case}.nii.gz")
+        content["training"].append({"image": f"imagesTr/{case}.nii.gz", "label": f"labelsTr/{case}.nii.gz"})
+    (folder / "dataset.json").write_text(json.dumps(content))
+    for share, cases in ((0.0, 5), (0.4, 3)):
+        contract = messages.unpack_contract(ask(node(folder), messages.pack_enrol(share), messages.ENROL).content)
+        assert contract["cases"] == contract["classes"]["liver"]["cases"] == cases
+
+
 def test_faults_of_the_folder_are_counted_and_not_named(folder):
     (folder / "labelsTr" / "doe-jane.nii.gz").unlink()
     reply = ask(node(folder), messages.pack_enrol(), messages.ENROL)
@@ -158,6 +174,46 @@ def test_moments_follow_the_site_from_process_to_process(folder, bank, processes
         assert passes(ask(context, order(bank.hash, round), messages.TRAIN)) == round
 
 
+def test_round_that_broke_off_half_way_leaves_no_trace(folder, bank, processes, monkeypatch):
+    context, whole = node(folder), porter.train_round
+    deliver(context, bank)
+    assert passes(ask(context, order(bank.hash, 1), messages.TRAIN)) == 1
+
+    def break_off(session, arrays, wanted):
+        whole(session, arrays, wanted)
+        raise MemoryError
+
+    monkeypatch.setattr(porter, "train_round", break_off)
+    assert ask(context, order(bank.hash, 2), messages.TRAIN).has_error()
+    monkeypatch.setattr(porter, "train_round", whole)
+    assert passes(ask(context, order(bank.hash, 3), messages.TRAIN)) == 2
+
+
+def test_exported_moments_go_on_in_another_context(folder, bank, processes):
+    context, resumed = node(folder), node(folder)
+    deliver(context, bank)
+    assert export_moments(context) == {}
+    for round in (1, 2):
+        ask(context, order(bank.hash, round), messages.TRAIN)
+    kept = export_moments(context)
+    assert int(kept["steps"]) == 2 * 5
+    import_moments(resumed, kept)
+    deliver(resumed, bank)
+    processes.now = 1
+    assert passes(ask(resumed, order(bank.hash, 3), messages.TRAIN)) == 3
+
+
+def test_kept_moments_gain_a_row_for_a_class_that_joins(folder, bank, processes):
+    context = node(folder)
+    deliver(context, bank)
+    rows = np.array([[1.0], [2.0]], np.float32)
+    import_moments(context, {"class_rows.bias@exp_avg": rows, "steps": np.array(4)})
+    grown = grow_text_space(bank, [describe_class("omentum")])
+    deliver(context, grown)
+    assert grown.names == ("liver", "omentum", "spleen")
+    np.testing.assert_array_equal(export_moments(context)["class_rows.bias@exp_avg"], [[1], [0], [2]])
+
+
 def test_new_run_begins_without_the_moments_of_the_last(folder, bank, processes):
     for _ in range(2):
         context = node(folder)
@@ -186,3 +242,61 @@ def test_partition_finds_its_folder_and_one_too_many_is_named(folder):
 
     assert messages.unpack_contract(partition(0).content)["site"] == "mercy"
     assert "node 1 and sites-dir holds 1 site folders" in partition(1).error.reason
+
+
+# The audit log: what leaves is recorded first, and unrecorded nothing leaves.
+
+
+@pytest.fixture
+def audited(folder, tmp_path):
+    """A node of the site that keeps an audit log, and the log's records."""
+    path = tmp_path / "site" / "audit.jsonl"
+    context = node(folder)
+    context.node_config["audit"] = str(path)
+    return context, lambda: [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_audit_log_tells_what_left_and_what_was_refused(audited, bank, processes):
+    context, records = audited
+    contract = ask(context, messages.pack_enrol(), messages.ENROL)
+    deliver(context, bank)
+    ask(context, order("0" * 64), messages.TRAIN)
+    ask(context, order(bank.hash, 1), messages.TRAIN)
+    ask(context, order(bank.hash, 2), messages.TRAIN)
+    enrolled, received, refused, first, second = records()
+    assert [record["event"] for record in records()] == ["left", "left", "refused", "left", "left"]
+    sent = contract.content.config_records["order"]["contract"]
+    assert enrolled["facts"]["values"]["contract"]["bytes"] == len(json.dumps(sent))
+    assert received["facts"]["bank"] == first["facts"]["bank"] == bank.hash
+    assert (refused["facts"]["bank"], refused["facts"]["code"]) == ("0" * 64, messages.TEXT_CODE)
+    assert first["facts"]["tensors"] == 1
+    assert first["facts"]["names"] == ["encoder float32 3"]
+    assert first["facts"]["metrics"] == ["loss", "num-cases"]
+    assert len(first["facts"]["configuration"]) == 64
+    assert "names" not in second["facts"]
+    assert second["facts"]["layout"] == first["facts"]["layout"]
+    assert "doe" not in json.dumps(records())
+
+
+def test_server_and_site_describe_equal_tensors_alike(audited, bank, processes):
+    context, records = audited
+    deliver(context, bank)
+    reply = ask(context, order(bank.hash), messages.TRAIN)
+    arrived = messages.pack_arrays(messages.unpack_trained(reply.content)[0])
+    assert manifest(RecordDict({"arrays": arrived}))["content"] == records()[-1]["facts"]["content"]
+
+
+def test_nothing_leaves_a_site_whose_audit_log_cannot_be_written(audited, bank, processes, tmp_path):
+    context, _ = audited
+    deliver(context, bank)
+    path = tmp_path / "site" / "audit.jsonl"
+    path.write_bytes(path.read_bytes()[:-2] + b"\n")
+    reply = ask(context, order(bank.hash), messages.TRAIN)
+    assert reply.error.code == messages.FAULT_CODE
+    assert "audit log cannot be written, so nothing leaves" in reply.error.reason
+    assert str(tmp_path) not in reply.error.reason
+
+
+def test_no_audit_log_is_kept_where_none_is_configured(folder, bank, tmp_path):
+    deliver(node(folder), bank)
+    assert not list(tmp_path.rglob("audit*"))

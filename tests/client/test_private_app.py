@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as WireMessage
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import Message as Protobuf
@@ -111,13 +111,22 @@ def test_private_update_holds_noised_tensors_and_nothing_that_is_dropped(ask, fo
     assert all(allowed.values()), [place for place, item in allowed.items() if item is None]
     assert not [place for place, item in allowed.items() if item.private is Private.DROPPED]
     assert not any(place.startswith("metrics/") for place in found)
-    assert any(place.startswith("arrays/encoder") for place in found)
+    assert set(found) >= {"arrays/index", "arrays/tensors"}
+    names = tensors_of(data)
+    assert any(name.startswith("encoder") for name in names)
+    assert all(leaving(messages.TRAIN, f"arrays/{name}").private is Private.NOISED for name in names)
     # No byte is hidden between the values: names, shapes and framing are all that is left.
     values = sum(len(v) if isinstance(v, bytes | str) else 8 for each in found.values() for v in each)
     assert len(data) < values + sum(len(place) + 40 for place in found)
     for secret in (b"doe_", str(folder.parent).encode()):
         assert secret not in data
     assert len(Ledger(folder / LEDGER_NAME, "mercy").read().charges) == 1
+
+
+def tensors_of(data):
+    """The tensors on the wire, by name."""
+    content = message_from_proto(WireMessage.FromString(data)).content
+    return messages.unpack_arrays(content.array_records[messages.ARRAYS])
 
 
 def refused(data):
@@ -178,7 +187,7 @@ def test_enrolment_and_text_receipt_hold_what_is_declared(ask):
 
 def test_seed_of_the_server_decides_no_noise(ask):
     """The same order from the same start, twice: every trained tensor comes back different."""
-    first, second = (dict(leaves(WireMessage.FromString(ask(PRIVATE, round=2)))) for _ in range(2))
-    trained = [path for path in first if path.endswith("data") and "conv.weight" in path]
+    first, second = (tensors_of(ask(PRIVATE, round=2)) for _ in range(2))
+    trained = [name for name in first if "conv.weight" in name]
     assert trained
-    assert all(first[path] != second[path] for path in trained)
+    assert all((first[name] != second[name]).any() for name in trained)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from client.trainer import MOMENTS, StepSeed, Trainer, learning_rate
+from client.trainer import StepSeed, Trainer, learning_rate
 from dsm_core.classes import describe_class
 from dsm_core.config import ModelConfig, TextConfig, TrainConfig
 from dsm_core.data import PatchBatch
 from dsm_core.model import build_model
 from dsm_core.text_space import build_text_space
+from strategies.averaging import MOMENT_KINDS
 
 SMALL = ModelConfig(widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 1, 1), decoder_width=16, query_width=16, mask_width=8)
 
@@ -72,7 +73,7 @@ def test_moments_that_travel_with_the_tensors_go_on_as_if_nothing_had_happened(t
     arrays, moments = trainer.arrays(), trainer.moments()
     trainer.steps(Balls(), 2, 5e-3, StepSeed(0, "site_a", 2))
     whole = trainer.arrays()
-    assert set(moments) == {f"{key}@{kind}" for key in start if "evidence" not in key for kind in MOMENTS}
+    assert set(moments) == {f"{key}@{kind}" for key in start if "evidence" not in key for kind in MOMENT_KINDS}
     trainer.load(arrays | moments)
     trainer.load_moments(arrays | moments, steps=2)
     trainer.steps(Balls(), 2, 5e-3, StepSeed(0, "site_a", 2))

@@ -1,8 +1,11 @@
 """The configuration: typed overrides, and an error for whatever does not exist or cannot be."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
-from dsm_core.config import Config, ConfigError, compose_config, config_hash, describe_config
+from dsm_core.config import Config, ConfigError, compose_config, config_from_dict, config_hash, describe_config
 
 
 def test_overrides_are_typed_and_choices_are_files() -> None:
@@ -28,6 +31,8 @@ def test_without_overrides_it_is_the_one_of_the_dataclasses() -> None:
         ("data.held_out=1", r"share in \[0, 1\)"),
         ("server.site_weight=loud", "'loud'"),
         ("server.quorum=0", "quorum"),
+        ("server.participation=0", "participation"),
+        ("server.save_every=0", "save_every"),
         ("text.encoder=elmo", "'elmo'"),
         ("phantom.size_mm=[100,256,256]", "every organ"),
     ],
@@ -35,6 +40,15 @@ def test_without_overrides_it_is_the_one_of_the_dataclasses() -> None:
 def test_what_cannot_be_is_an_error(word: str, found: str) -> None:
     with pytest.raises(ConfigError, match=found):
         compose_config([word])
+
+
+def test_configuration_survives_json_and_a_strange_key_is_named() -> None:
+    config = compose_config(["rounds=20", "data.patch=[32,32,64]", "model=base", "server.participation=0.5"])
+    kept = json.loads(json.dumps(asdict(config)))
+    assert config_from_dict(kept) == config
+    for content in (kept | {"colour": 1}, kept | {"train": kept["train"] | {"colour": 1}}):
+        with pytest.raises(ConfigError, match=r"another release.*colour"):
+            config_from_dict(content)
 
 
 def test_every_key_is_described() -> None:

@@ -11,9 +11,11 @@ import client.app as site_app
 from dsm_core.checkpoint import load_checkpoint
 from dsm_core.config import ConfigError
 from server.app import app
+from server.banks import Banks
 from server.enrolment import ContractConflict
 from server.rounds import RoundError
 from simulations.grid import run_in_process
+from strategies.audit import AuditLog
 
 
 def make_site(root, name, classes, declared=None):
@@ -42,7 +44,7 @@ def training(monkeypatch):
     """Every tensor moves by `change[site]` a round."""
     change = {"north": 0.001, "south": 0.003}
 
-    def train_round(session, arrays, order):
+    def train_round(session, arrays, order, ledger_file):
         moved = {name: array + np.float32(change[session.site]) for name, array in arrays.items()}
         moved["class_rows.evidence"] = arrays["class_rows.evidence"]
         return SimpleNamespace(arrays=moved, metrics={"loss": 1.0 / order.round, "num-cases": 1})
@@ -56,9 +58,9 @@ def training(monkeypatch):
     return change
 
 
-def run(sites, out, *further):
+def run(sites, out, *further, consortium=""):
     overrides = f"rounds=2 sites={len(sites)} text.encoder=offline name=trial 'out={out}' " + " ".join(further)
-    return run_in_process(app, site_app.app, sites, {"overrides": overrides})
+    return run_in_process(app, site_app.app, sites, {"overrides": overrides, "consortium-dir": f"{consortium}"})
 
 
 def test_run_leaves_history_and_checkpoint(sites, training, tmp_path):
@@ -80,6 +82,89 @@ def test_every_site_failing_is_an_error_and_no_checkpoint(sites, training, tmp_p
     with pytest.raises(RoundError, match=r"0 of 2 sites .*north: refused.*south: refused"):
         run(sites, tmp_path)
     assert not (tmp_path / "trial" / "checkpoints").exists()
+
+
+def audit_of(folder):
+    return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+
+
+def test_run_of_a_consortium_leaves_an_audit_log_and_its_text_space(sites, training, tmp_path):
+    training["south"] = np.nan
+    home = tmp_path / "consortium"
+    run(sites, tmp_path, "server.quorum=0.5", consortium=home)
+    assert AuditLog(home / "audit.jsonl").verify().is_intact
+    began, *rounds = audit_of(home)
+    assert began["facts"]["contracts"] == {"north": {"liver": 1}, "south": {"liver": 1, "spleen": 1}}
+    kept = load_checkpoint(tmp_path / "trial" / "checkpoints" / "last")
+    assert began["facts"]["bank"] == kept.text.hash == Banks(home / "banks").current_hash()
+    assert [record["facts"]["round"] for record in rounds] == [1, 2]
+    assert [record["facts"]["sites"] for record in rounds] == [["north"], ["north"]]
+    assert "NaN" in rounds[0]["facts"]["refused"]["south"]
+    contents = [record["facts"]["content"] for record in (began, *rounds)]
+    assert len(set(contents)) == 3
+    assert all(record["facts"]["bytes"] > 1000 for record in rounds)
+
+
+def test_run_that_cannot_begin_is_in_the_audit_log(sites, training, tmp_path):
+    sites.append(make_site(tmp_path, "east", ["liver"], {"liver": {"kind": "lesion"}}))
+    with pytest.raises(ContractConflict):
+        run(sites, tmp_path, consortium=tmp_path / "consortium")
+    (record,) = audit_of(tmp_path / "consortium")
+    assert record["event"] == "failed"
+    assert "lesion at east" in record["facts"]["reason"]
+
+
+def weights(folder):
+    return (folder / "checkpoints" / "last" / "model.safetensors").read_bytes()
+
+
+def failing_in(round, monkeypatch):
+    """Let both sites fail the first time that this round is asked; returns the rounds asked so far."""
+    good, calls = site_app.train_round, []
+
+    def train_round(session, arrays, order, ledger_file):
+        calls.append(order.round)
+        if order.round == round and calls.count(round) <= 2:
+            raise OSError(28, "No space left on device")
+        return good(session, arrays, order, ledger_file)
+
+    monkeypatch.setattr(site_app, "train_round", train_round)
+    return calls
+
+
+def test_run_that_stopped_below_quorum_goes_on_and_ends_as_if_it_had_not(sites, training, tmp_path, monkeypatch):
+    run(sites, tmp_path / "whole", "rounds=4")
+    whole = tmp_path / "whole" / "trial"
+    assert not (whole / "state").exists()
+    calls = failing_in(3, monkeypatch)
+    with pytest.raises(RoundError, match=r"round 3: 0 of 2 sites .*north: OSError at the site.*south: OSError"):
+        run(sites, tmp_path / "broken", "rounds=4")
+    broken = tmp_path / "broken" / "trial"
+    assert json.loads((broken / "progress.json").read_text())["phase"] == "stopped"
+    with (broken / "history.jsonl").open("a") as history:
+        history.write('{"method": "federated", "round": 3, "loss": 9.0}\n{"method": "fed')
+    run_in_process(app, site_app.app, sites, {"overrides": f"'resume={broken}'"})
+    assert calls == [1, 1, 2, 2, 3, 3, 3, 3, 4, 4]
+    assert weights(broken) == weights(whole)
+    history = [json.loads(line) for line in (broken / "history.jsonl").read_text().splitlines()]
+    assert [record["round"] for record in history] == [1, 2, 3, 4]
+    assert [record["loss"] for record in history][2] != 9.0
+    assert json.loads((broken / "progress.json").read_text())["phase"] == "finished"
+    with pytest.raises(ConfigError, match="the run is finished"):
+        run_in_process(app, site_app.app, sites, {"overrides": f"'resume={broken}'"})
+
+
+def test_run_goes_on_without_a_site_whose_data_have_changed(sites, training, tmp_path, monkeypatch):
+    failing_in(2, monkeypatch)
+    with pytest.raises(RoundError):
+        run(sites, tmp_path)
+    content = json.loads((sites[0] / "dataset.json").read_text())
+    content["labels"]["2"] = "pancreas"
+    (sites[0] / "dataset.json").write_text(json.dumps(content))
+    run_in_process(app, site_app.app, sites, {"overrides": f"'resume={tmp_path / 'trial'}'"})
+    second = json.loads((tmp_path / "trial" / "history.jsonl").read_text().splitlines()[1])
+    assert second["sites"] == ["south"]
+    assert "a contract is fixed for the run" in second["turned_away"]["north"]
 
 
 def test_conflict_is_reported_before_round_1(sites, training, tmp_path):

@@ -23,7 +23,7 @@ EAST = LabelContract(
 )
 
 
-def enrolled(*answers, timeout_s=5.0):
+def enrolled(*answers, timeout_s=5.0, names=None):
     app = ClientApp()
 
     @app.query("enrol")
@@ -38,7 +38,8 @@ def enrolled(*answers, timeout_s=5.0):
         return Message(messages.pack_contract(content), reply_to=message)
 
     def serve(grid, context):
-        return enrol(grid, wait_for_sites(grid, len(answers), 1.0), timeout_s)
+        nodes = wait_for_sites(grid, len(answers), 1.0)
+        return enrol(grid, nodes, timeout_s, names=dict(zip(nodes, names, strict=True)) if names else None)
 
     return run_in_process(serve, app, [f"{i}" for i in range(len(answers))], threads=4)
 
@@ -48,6 +49,12 @@ def test_contracts_by_site_name_sorted():
     assert list(enrolment.contracts) == list(enrolment.nodes) == ["north", "south"]
     assert enrolment.contracts["north"] == NORTH
     assert enrolment.nodes["north"] != enrolment.nodes["south"]
+
+
+def test_no_site_speaks_for_another():
+    assert set(enrolled(NORTH, SOUTH, names=("north", "south")).nodes) == {"north", "south"}
+    with pytest.raises(FederationError, match=r"is registered as site 'east' and calls itself 'south'"):
+        enrolled(NORTH, SOUTH, names=("north", "east"))
 
 
 def test_all_conflicts_at_once_with_both_sites():

@@ -1,5 +1,6 @@
 """The round loop against sites that answer, fail, stay silent or lack the text space."""
 
+import threading
 import time
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from dsm_core.classes import ClassKind
 from dsm_core.config import Config, ServerConfig
 from dsm_core.data import ClassContract, LabelContract
 from server.rounds import RoundError, run_rounds, site_rate
+from server.waiting import Waiting
 from simulations.grid import run_in_process
 from strategies import messages
 from strategies.query_fedavg import QueryFedAvg
@@ -22,7 +24,7 @@ TEXT = SimpleNamespace(hash="bank-2", to_bytes=lambda: b"vectors")
 SITES = ("east", "north", "south", "west")
 
 
-def rounds_with(behave, rounds=2, sites=SITES, state=None, on_round=None, offline=(), **server):
+def rounds_with(behave, rounds=2, sites=SITES, state=None, on_round=None, offline=(), waiting=None, **server):
     """Run rounds in which site `i` answers `behave(site, request)`: an array to add, or an exception to send."""
     app = ClientApp()
     texts = dict.fromkeys(sites, TEXT.hash)
@@ -50,10 +52,10 @@ def rounds_with(behave, rounds=2, sites=SITES, state=None, on_round=None, offlin
 
     def serve(grid, context):
         nodes = dict(zip(sites, grid.get_node_ids(), strict=True))
-        online = [node for site, node in nodes.items() if site not in offline]
-        grid.get_node_ids = lambda: online
+        gone = offline if callable(offline) else lambda: offline
+        grid.get_node_ids = lambda: [node for site, node in nodes.items() if site not in gone()]
         start = fedavg.init(REFERENCE, CLASSES) if state is None else state
-        return run_rounds(grid, start, fedavg, config, nodes, TEXT, on_round)
+        return run_rounds(grid, start, fedavg, config, nodes, TEXT, on_round, waiting=waiting)
 
     return run_in_process(serve, app, list(sites), threads=2)
 
@@ -121,6 +123,90 @@ def test_late_answer_does_not_enter_the_next_round():
     assert state.history[0]["failed"] == {"north": "no answer within 1 s"}
     assert state.history[1]["sites"] == list(SITES)
     np.testing.assert_array_equal(state.arrays["encoder"], np.full(4, 2, np.float32))
+
+
+def test_late_answer_is_on_record():
+    next_round = threading.Event()
+
+    def behave(site, request, _):
+        if request.order.round == 2:
+            next_round.set()
+        elif site == "north":
+            next_round.wait(60)
+        return 1.0
+
+    state = rounds_with(behave, rounds=2, round_timeout_s=1.0)
+    assert "late" not in state.history[0]
+    (late,) = state.history[1]["late"]
+    assert (late["site"], late["round"]) == ("north", 1)
+    assert 0 < late["late_s"] < 5
+    assert state.history[1]["sites"] == list(SITES)
+
+
+def test_share_of_the_sites_is_asked_drawn_from_seed_and_round():
+    asked = []
+
+    def behave(site, request, _):
+        asked.append((request.order.round, site))
+        return 1.0
+
+    state = rounds_with(behave, rounds=6, participation=0.5)
+    drawn = [record["asked"] for record in state.history]
+    assert all(len(sites) == 2 and sites == record["sites"] for sites, record in zip(drawn, state.history, strict=True))
+    assert len({tuple(sites) for sites in drawn}) > 1
+    assert {site for sites in drawn for site in sites} == set(SITES)
+    assert sorted(asked) == [(number, site) for number, sites in enumerate(drawn, start=1) for site in sites]
+    assert all(not record["failed"] for record in state.history)
+    np.testing.assert_array_equal(state.arrays["encoder"], np.full(4, 6, np.float32))
+    assert drawn == [record["asked"] for record in rounds_with(lambda *_: 1.0, rounds=6, participation=0.5).history]
+
+
+def test_rate_follows_the_number_of_sites_that_are_asked():
+    rates = []
+    rounds_with(lambda site, request, _: rates.append(request.order.lr) or 1.0, rounds=1, participation=0.25)
+    assert rates == [Config().train.lr]
+
+
+def test_disconnected_sites_are_not_drawn_while_enough_others_are_there():
+    state = rounds_with(lambda *_: 1.0, rounds=3, participation=0.5, offline=("east", "west"))
+    assert [record["asked"] for record in state.history] == [["north", "south"]] * 3
+    assert all(not record["failed"] for record in state.history)
+
+
+def test_round_waits_for_a_quorum_to_connect():
+    started = time.monotonic()
+
+    def offline():
+        return SITES[1:] if time.monotonic() < started + 0.7 else ()
+
+    state = rounds_with(lambda *_: 1.0, rounds=1, offline=offline)
+    assert state.history[0]["sites"] == list(SITES)
+    assert state.history[0]["seconds"] > 0.6
+
+
+def test_quorum_that_never_connects_stops_the_run_at_the_deadline_and_nobody_trains_for_nothing():
+    trained = []
+    with pytest.raises(RoundError, match=r"east: not asked, since too few .*north: not connected") as error:
+        rounds_with(lambda site, *_: trained.append(site) or 1.0, offline=SITES[1:], round_timeout_s=0.3)
+    assert trained == []
+    assert error.value.state.round == 0
+
+
+def test_wait_names_the_sites_and_the_record_says_when_each_answered(monkeypatch):
+    monkeypatch.setattr("server.waiting.LINE_EVERY_S", 0.2)
+    said = []
+    seconds = {"north": 0.5}
+
+    def behave(site, *_):
+        time.sleep(seconds.get(site, 0))
+        return "disk full" if site == "west" else 1.0
+
+    state = rounds_with(behave, rounds=1, waiting=Waiting(say=said.append), round_timeout_s=50)
+    assert said
+    assert said[-1].startswith("round 1: waiting for north (0 s of 50 s)")
+    answered = state.history[0]["answer_seconds"]
+    assert set(answered) == set(SITES)
+    assert answered["east"] < 0.5 <= answered["north"]
 
 
 def test_site_not_connected_is_named():

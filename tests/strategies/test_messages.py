@@ -44,7 +44,7 @@ def test_train_round_trip():
 def test_update_round_trip_and_flowers_own_check_accepts_it():
     from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
 
-    metrics = {messages.NUM_CASES: 12, messages.LOSS: 0.5, messages.CLASS_LOSSES: [0.0, 0.25, 0.75]}
+    metrics = {messages.NUM_CASES: 12, messages.LOSS: 0.5}
     content = sent(messages.pack_trained(ARRAYS, metrics))
     validate_message_reply_consistency([content, content], messages.NUM_CASES, check_arrayrecord=True)
     arrays, found = messages.unpack_trained(content)
@@ -59,7 +59,7 @@ def test_unpacked_tensors_belong_to_the_reader():
 
 
 def test_enrol_text_and_contract_round_trip():
-    messages.unpack_enrol(sent(messages.pack_enrol()))
+    assert messages.unpack_enrol(sent(messages.pack_enrol(0.2))) == 0.2
     assert messages.unpack_contract(sent(messages.pack_contract({"site": "north"}))) == {"site": "north"}
     assert messages.unpack_text(sent(messages.pack_text(b"\x00bank", "abc"))) == (b"\x00bank", "abc")
     assert messages.unpack_text_receipt(sent(messages.pack_text_receipt("abc"))) == "abc"
@@ -74,6 +74,7 @@ def test_no_path_of_the_server_travels():
     [
         (messages.unpack_enrol, RecordDict(), "'protocol' as int, found NoneType"),
         (messages.unpack_enrol, RecordDict({"order": ConfigRecord({"protocol": 99})}), "server speaks protocol 99"),
+        (messages.unpack_enrol, messages.pack_enrol(1.5), r"a share in \[0, 1\), found 1.5"),
         (messages.unpack_contract, RecordDict({"order": ConfigRecord({"contract": "{"})}), "is no JSON"),
         (messages.unpack_contract, RecordDict({"order": ConfigRecord({"contract": "[]"})}), "is a list"),
         (messages.unpack_trained, RecordDict(), "carries the records 'arrays' and 'metrics'"),
@@ -85,10 +86,31 @@ def test_wrong_content_is_named(read, content, reason):
         read(content)
 
 
-def test_torn_tensor_is_a_fault():
+def test_many_tensors_travel_as_few_objects():
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    record = messages.pack_arrays({f"tensor {i}": np.full(3, i, np.float32) for i in range(500)})
+    assert len(get_all_nested_objects(record)) < 10
+    assert len(messages.unpack_arrays(record)) == 500
+    assert messages.unpack_arrays(messages.pack_arrays({})) == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "reason"),
+    [
+        ("tensors", lambda data: data[:-4], "could not be read"),
+        ("tensors", lambda data: data + b"more", "came with 56 bytes, and their index tells of 52"),
+        ("index", lambda data: data[:-4], "could not be read"),
+        ("index", lambda data: b"7", "could not be read"),
+        ("index", lambda data: data.replace(b"<f4", b"|O8", 1), "is of type object"),
+        ("index", lambda data: data.replace(b"[2, 3]", b"[-1, 3]"), r"shape \[-1, 3\]"),
+        ("index", lambda data: data.replace(b"[2, 3]", b'["x"]'), "could not be read"),
+    ],
+)
+def test_torn_tensors_are_a_fault(part, change, reason):
     record = messages.pack_arrays(ARRAYS)
-    record["encoder"].data = record["encoder"].data[:60]
-    with pytest.raises(messages.MessageFault, match="could not be read"):
+    record[part].data = change(record[part].data)
+    with pytest.raises(messages.MessageFault, match=reason):
         messages.unpack_arrays(record)
 
 

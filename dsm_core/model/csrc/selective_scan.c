@@ -55,6 +55,7 @@ typedef struct {
 #define LANES(s, c0) ((s)->shape.channels - (c0) < WIDTH ? (s)->shape.channels - (c0) : WIDTH)
 #define GROUPS(shape) (((shape).channels + (shape).width - 1) / (shape).width)
 #define BLOCKS(shape) (((shape).length + BLOCK - 1) / BLOCK)
+#define STEPS(s, t0) ((s)->shape.length - (t0) < BLOCK ? (s)->shape.length - (t0) : BLOCK)
 #define START(s, b, block, group)                                                                      \
     (((((b) * BLOCKS((s)->shape)) + (block)) * GROUPS((s)->shape) + (group)) * (s)->states * (s)->shape.width)
 #define ROWS(N) ((BLOCK * (N) + 15) / 16 * 16) /* (BLOCK, N) made a whole number of vectors of any width */
@@ -97,10 +98,12 @@ typedef struct {
     const char *name;
     int width;
     tile_function run[4];
+    void (*exponentials)(const float *x, float *y, int64_t count);
 } instruction_set;
 
 #define SET(isa, width) \
-    {#isa, width, {scan_forward_tile_##isa, scan_backward_tile_##isa, conv_forward_tile_##isa, conv_backward_tile_##isa}}
+    {#isa, width, {scan_forward_tile_##isa, scan_backward_tile_##isa, conv_forward_tile_##isa, conv_backward_tile_##isa}, \
+     exponentials_##isa}
 
 static const instruction_set SETS[] = {
     SET(baseline, 4),
@@ -131,6 +134,9 @@ EXPORT const char *scan_choose(int level) {
 }
 
 static const instruction_set *isa(void) { return &SETS[chosen < 0 ? best() : chosen]; }
+
+/* y = e^x by the arithmetic of the scan, on its own: for its test, and for what a scan's time is held against. */
+EXPORT void scan_exponentials(const float *x, float *y, int64_t count) { isa()->exponentials(x, y, count); }
 
 /* Floats of `starts`. */
 EXPORT int64_t scan_starts_size(int64_t batch, int64_t length, int64_t channels, int64_t states) {

@@ -107,6 +107,13 @@ INLINE vf NAME(exp)(vf x) {
     return NAME(decayed)(one, x, LOG2E - (vf){0});
 }
 
+static TARGET void NAME(exponentials)(const float *x, float *y, int64_t count) {
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        int64_t lanes = count - i < WIDTH ? count - i : WIDTH;
+        NAME(store)(y + i, NAME(exp)(NAME(load)(x + i, lanes)), lanes);
+    }
+}
+
 INLINE vf NAME(sigmoid)(vf x) { return 1.0f / (1.0f + NAME(exp)(-x)); }
 
 /* log(1 + e^x) and its slope, the sigmoid: max(x, 0) + 2 artanh(s), s = e / (2 + e), e = exp(-|x|). */

@@ -214,9 +214,9 @@ def test_layer_that_is_called_past_its_forward_is_found_out(trainer):
     head = trainer.model.organ_head
     original, weight = head.forward, head.presence.weight
 
-    def forward(queries, pixels):
-        logits, presence = original(queries, pixels)
-        return logits, presence + (queries @ weight.T)[..., 0]
+    def forward(queries):
+        weights, presence = original(queries)
+        return weights, presence + (queries @ weight.T)[..., 0]
 
     head.forward = forward
     with pytest.raises(PrivacyError, match=r"gradients of organ_head\.presence\.weight do not add up to the batch's"):

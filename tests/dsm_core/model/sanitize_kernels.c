@@ -29,6 +29,7 @@ static int scan(int64_t B, int64_t L, int64_t D, int64_t N, int64_t threads) {
     s.u_batch = s.delta_batch = s.z_batch = s.dy_batch = L * D, s.u_step = s.delta_step = s.z_step = s.dy_step = D;
     s.B_batch = s.C_batch = L * N, s.B_step = s.C_step = N;
     int status = scan_forward(&s) | scan_backward(&s);
+    scan_exponentials(s.u, s.y, D < all ? D : all);
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) free(buffers[i]);
     return status;
 }

@@ -106,6 +106,13 @@ def test_every_instruction_set_computes_the_same(level):
         native.kernels().scan_choose(-1)
 
 
+@needs_native
+def test_exponential_of_the_kernels_is_accurate_to_the_last_bits():
+    x = torch.linspace(-10, 10, 10_007)
+    y = native.exponentials(x, torch.empty_like(x)).double()
+    assert ((y - x.double().exp()).abs() / x.double().exp()).max() < 1e-6
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_long_memory_does_not_drift(backend):
     """A state that forgets a thousandth per step: a rounded decay factor would be off by 3e-5 after its memory."""

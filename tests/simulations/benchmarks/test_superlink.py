@@ -28,7 +28,7 @@ def imitate(tmp_path, monkeypatch):
         program = tmp_path / "program"
         program.write_text(f"#!{sys.executable}\n{source}")
         program.chmod(0o755)
-        monkeypatch.setattr(superlink, "_program", lambda name: str(program))
+        monkeypatch.setattr(superlink, "flower_program", lambda name: str(program))
 
     monkeypatch.setattr(superlink, "STOP_TIMEOUT_S", 0.3)
     return put

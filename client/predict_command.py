@@ -1,0 +1,44 @@
+"""The site's command `dsm-site predict`: dsm-predict, with phrases unknown here encoded by the coordinator."""
+
+from __future__ import annotations
+
+import argparse
+
+from client.connection import add_connection
+from dsm_core.predict_arguments import add_arguments
+from strategies.deployment.command_line import Commands
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `predict`."""
+    predict = commands.add_parser(
+        "predict",
+        help="segment what phrases name in a scan; the coordinator encodes the phrases that are unknown here",
+        description="dsm-predict for a site without a text tower. Only phrases leave the site, each of them once; "
+        "where all are known already, the coordinator is not called.",
+    )
+    add_arguments(predict)
+    add_connection(predict)
+    predict.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from client.consortium_commands import named_failures
+    from dsm_core.predict import answer
+
+    if not options.text_weights and (code := named_failures("predict", _learn, options)):
+        return code
+    return answer(options)
+
+
+def _learn(options: argparse.Namespace) -> None:
+    from client.errands import Errands
+    from dsm_core.checkpoint import TEXT
+    from dsm_core.phrase_cache import cache_folder, with_cached_phrases
+    from dsm_core.text_space import TextSpace
+
+    folder = options.phrase_cache or cache_folder()
+    space = with_cached_phrases(TextSpace.load(options.checkpoint / TEXT), folder)
+    if space.phrase_encoder is None and space.unknown(options.query):
+        with Errands.open(options) as errands:
+            errands.learn(space, options.query, folder)

@@ -1,0 +1,242 @@
+"""What is a consortium on disk? Its folder, the sites in it, and where each file lies.
+
+consortium.json            name, hosts, ports
+ca/                        ca.key, ca.crt, crl.pem: the authority and what it has revoked
+server/                    server.key, server.crt: the coordinator's identity
+sites/NAME/                site.json, NAME.crt, NAME.pub: one site
+kits/                      archives made by `add-site`, one a site
+audit.jsonl                what happened here
+banks/  contracts.json     text spaces that the gRPC service hands out; label contracts of enrolled sites
+flower/                    Flower's home, state database, secret
+logs/  processes/          what runs, and what it said
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from server.authority import Authority, alternative_name
+from strategies.deployment.certificates import certificate_pem, key_pem, new_key, read_certificate, read_key
+from strategies.deployment.errors import DeploymentError
+from strategies.deployment.files import EVERYONE_READS, make_private_folder, read_file, write_file
+from strategies.deployment.flower import LOOPBACK
+from strategies.deployment.kit import check_site_name
+
+INVITED, ACCEPTED, REVOKED = "invited", "accepted", "revoked"
+FOLDER = "consortium"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """One site as the coordinator knows it.
+
+    Attributes:
+        state: invited (a kit was made), accepted (its key is known), or revoked.
+        secret: of the site's latest kit.
+        serial: serial number of its certificate in hex, empty before it was accepted.
+    """
+
+    site: str
+    state: str
+    secret: str
+    serial: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Consortium:
+    """A consortium's facts and the places of its files.
+
+    Attributes:
+        hosts: names and addresses under which the sites reach the coordinator; the first is put into kits.
+        fleet_port: public port on which the sites' SuperNodes connect.
+        service_port: public port of the text-space and enrolment service (gRPC, mutual TLS).
+        flower_port: port of the SuperLink, on the loopback address only.
+        has_proxy: nginx stands between `fleet_port` and `flower_port`. Without, both are one port and only sites on
+            this machine can connect.
+    """
+
+    folder: Path
+    name: str
+    hosts: tuple[str, ...]
+    fleet_port: int
+    service_port: int
+    flower_port: int
+    has_proxy: bool
+
+    @property
+    def ca_key(self) -> Path:
+        return self.folder / "ca" / "ca.key"
+
+    @property
+    def ca_certificate(self) -> Path:
+        return self.folder / "ca" / "ca.crt"
+
+    @property
+    def revocation_list(self) -> Path:
+        return self.folder / "ca" / "crl.pem"
+
+    @property
+    def server_key(self) -> Path:
+        return self.folder / "server" / "server.key"
+
+    @property
+    def server_certificate(self) -> Path:
+        return self.folder / "server" / "server.crt"
+
+    @property
+    def flower_home(self) -> Path:
+        return self.folder / "flower"
+
+    @property
+    def superexec_secret(self) -> Path:
+        return self.flower_home / "superexec.secret"
+
+    @property
+    def node_names(self) -> Path:
+        """JSON object, Flower's node id -> name of the accepted site; the ServerApp reads it."""
+        return self.flower_home / "nodes.json"
+
+    @property
+    def audit(self) -> Path:
+        """Record of what happened here, see `strategies.audit`."""
+        return self.folder / "audit.jsonl"
+
+    @property
+    def fleet_address(self) -> str:
+        """host:port that sites are told for Flower."""
+        return f"{_bracketed(self.hosts[0])}:{self.fleet_port}"
+
+    @property
+    def service_host(self) -> str:
+        """The address that the gRPC service listens on: every one of this machine."""
+        return "::" if any(":" in host for host in self.hosts) else "0.0.0.0"
+
+    @property
+    def service_address(self) -> str:
+        """host:port that sites are told for the gRPC service."""
+        return f"{_bracketed(self.hosts[0])}:{self.service_port}"
+
+    def authority(self) -> Authority:
+        """The key that signs for this consortium.
+
+        Raises:
+            DeploymentError: its files are missing or readable by others.
+        """
+        return Authority(read_key(self.ca_key), read_certificate(self.ca_certificate))
+
+    def sites(self) -> dict[str, SiteRecord]:
+        """Every site ever invited, by name; read anew at each call."""
+        records = (json.loads(path.read_text()) for path in sorted((self.folder / "sites").glob("*/site.json")))
+        return {record["site"]: SiteRecord(**record) for record in records}
+
+    def site(self, name: str) -> SiteRecord:
+        """One site.
+
+        Raises:
+            DeploymentError: there is none of this name.
+        """
+        sites = self.sites()
+        if name not in sites:
+            raise DeploymentError(f"no site {name!r} in {self.folder}; it knows {', '.join(sites) or 'none yet'}")
+        return sites[name]
+
+    def members(self) -> dict[str, SiteRecord]:
+        """The accepted sites by name; read anew at each call."""
+        return {name: record for name, record in self.sites().items() if record.state == ACCEPTED}
+
+    def revoked_serials(self) -> frozenset[int]:
+        """Serial numbers of revoked certificates; read anew at each call."""
+        crl = x509.load_pem_x509_crl(read_file(self.revocation_list, "the revocation list (PEM)", limit=64 << 20))
+        return frozenset(entry.serial_number for entry in crl)
+
+    def site_file(self, name: str, suffix: str) -> Path:
+        """A site's certificate (`.crt`) or Flower public key (`.pub`)."""
+        return self.folder / "sites" / name / f"{name}{suffix}"
+
+    def save_site(self, record: SiteRecord) -> SiteRecord:
+        """Write one site's record."""
+        folder = make_private_folder(self.folder / "sites" / check_site_name(record.site))
+        write_file(folder / "site.json", json.dumps(asdict(record), indent=1) + "\n")
+        return record
+
+    def save(self) -> None:
+        """Write the consortium's facts."""
+        facts = {key: value for key, value in asdict(self).items() if key != "folder"}
+        write_file(self.folder / "consortium.json", json.dumps({"format": _FORMAT, **facts}, indent=1) + "\n")
+
+
+def create_consortium(consortium: Consortium) -> Consortium:
+    """A new folder with the authority and the server's certificate.
+
+    Raises:
+        DeploymentError: the folder holds a consortium already, or a host is no host.
+    """
+    if (consortium.folder / "consortium.json").exists():
+        raise DeploymentError(f"{consortium.folder} holds a consortium already; choose another --folder")
+    for host in consortium.hosts:
+        alternative_name(host)
+    authority = Authority.create(consortium.name)
+    for name in ("ca", "server", "sites", "kits", "flower"):
+        make_private_folder(make_private_folder(consortium.folder) / name)
+    write_file(consortium.ca_key, key_pem(authority.key))
+    write_file(consortium.ca_certificate, certificate_pem(authority.certificate), EVERYONE_READS)
+    write_revocations(consortium, authority, ())
+    write_server_certificate(consortium, authority)
+    # A secret that flower-superexec shows to the SuperLink, so that no other local process can take its tasks.
+    write_file(consortium.superexec_secret, os.urandom(32))
+    consortium.save()  # last: a folder without it is no consortium
+    return consortium
+
+
+def load_consortium(folder: Path | str) -> Consortium:
+    """The consortium in a folder.
+
+    Raises:
+        DeploymentError: there is none, it was made by another release, or a private file is readable by others.
+    """
+    folder = Path(folder).resolve()
+    path = folder / "consortium.json"
+    if not path.exists():
+        raise DeploymentError(f"{folder} holds no consortium; make one with `dsm-server init`, or name it by --folder")
+    try:
+        facts = json.loads(read_file(path, "the consortium's facts"))
+        if (version := facts.pop("format")) != _FORMAT:
+            raise DeploymentError(f"{path} is of format {version}, wanted {_FORMAT}; use the release that made it")
+        consortium = Consortium(folder, **{**facts, "hosts": tuple(facts["hosts"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise DeploymentError(f"{path} cannot be read: {error}") from error
+    return consortium
+
+
+def write_server_certificate(consortium: Consortium, authority: Authority) -> None:
+    """A new key and certificate for the coordinator, in place of those before."""
+    key = new_key()
+    # Control and Runtime are spoken to on the loopback address, under the same certificate.
+    names = dict.fromkeys([*consortium.hosts, "localhost", LOOPBACK])
+    certificate = authority.issue_server(names, key.public_key())
+    write_file(consortium.server_key, key_pem(key))
+    write_file(consortium.server_certificate, certificate_pem(certificate), EVERYONE_READS)
+
+
+def write_revocations(consortium: Consortium, authority: Authority, serials: Iterable[int]) -> None:
+    """Add serial numbers to the revocation list."""
+    path, now = consortium.revocation_list, datetime.now(UTC)
+    known = {}
+    if path.exists():
+        known = {e.serial_number: e.revocation_date_utc for e in x509.load_pem_x509_crl(path.read_bytes())}
+    crl = authority.revocation_list((known | {serial: known.get(serial, now) for serial in serials}).items())
+    write_file(path, crl.public_bytes(Encoding.PEM), EVERYONE_READS)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
