@@ -39,15 +39,28 @@ def add_commands(commands: Any) -> None:
 
 def _create(options: argparse.Namespace) -> int:
     def run() -> int:
-        datalist = read_datalist(options.folder)
-        patients = {case.patient or case.name for case in datalist.annotated_cases}
-        delta = options.delta if options.delta is not None else 1 / max(2, len(patients)) ** 2
-        ledger = Ledger(_path(options), datalist.site)
-        ledger.create(options.epsilon, delta)
-        print(f"{ledger.path}: ceiling epsilon={options.epsilon:g} at delta={delta:.3g} for {len(patients)} patients")
+        path = _path(options)
+        delta, patients = create_ledger(path, options.folder, options.epsilon, options.delta)
+        print(f"{path}: ceiling epsilon={options.epsilon:g} at delta={delta:.3g} for {patients} patients")
         return 0
 
     return _answering_faults(run)
+
+
+def create_ledger(path: Path, folder: Path, epsilon: float, delta: float | None = None) -> tuple[float, int]:
+    """Begin the ledger of a site's folder; returns its delta and the number of patients.
+
+    Args:
+        delta: absent, 1 / patients^2: below 1 / patients, at which revealing one patient whole would keep the promise.
+
+    Raises:
+        LedgerFault: there is one already, or the numbers are no ceiling. DatalistError: the folder has faults.
+    """
+    datalist = read_datalist(folder)
+    patients = len({(case.patient is None, case.patient or case.name) for case in datalist.annotated_cases})
+    delta = 1 / max(2, patients) ** 2 if delta is None else delta
+    Ledger(path, datalist.site).create(epsilon, delta)
+    return delta, patients
 
 
 def _ceiling(options: argparse.Namespace) -> int:

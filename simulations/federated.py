@@ -18,6 +18,7 @@ from server.state_store import StateStore
 from server.waiting import Waiting
 from simulations.best import BestRound
 from simulations.grid import InProcessGrid, run_in_process
+from simulations.ledgers import open_ledgers
 from simulations.results import RunFolder
 from simulations.site_memory import kept_moments, restore_moments
 from simulations.site_sources import Sites
@@ -53,7 +54,8 @@ def federate(
         rewind_history(folder.path, method, done)
         bar = tqdm(total=config.rounds, desc=method, unit="round", initial=done)
         with bar, Waiting(folder.path, method, say=bar.write) as waiting:
-            result = run_in_process(serve, client_app, list(sites.folders.values()), {}, config.threads)
+            ledgers = open_ledgers(folder.path / "ledgers" / method, sites.folders, config.privacy)
+            result = run_in_process(serve, client_app, list(sites.folders.values()), {}, config.threads, ledgers)
     assert result is not None
     federation, state = result
     return federation, state, best.state or state

@@ -43,13 +43,20 @@ class InProcessGrid(Grid):
     pull_interval = 0.0  # pull_messages itself waits
 
     def __init__(
-        self, client_app: ClientApp, site_dirs: Sequence[Path | str], run_config: dict[str, Any], threads: int
+        self,
+        client_app: ClientApp,
+        site_dirs: Sequence[Path | str],
+        run_config: dict[str, Any],
+        threads: int,
+        ledgers: Sequence[Path] = (),
     ) -> None:
         self._app, self._run = client_app, Run.create_empty(next(_run_ids))
         self._contexts = {
             node: Context(self._run.run_id, node, {"site-dir": str(folder)}, RecordDict(), dict(run_config))
             for node, folder in enumerate(site_dirs, start=2)
         }
+        for context, ledger in zip(self._contexts.values(), ledgers, strict=False):
+            context.node_config["privacy-ledger"] = str(ledger)
         self._busy = {node: threading.Lock() for node in self._contexts}
         self._replies: dict[str, Message] = {}
         self._sent: dict[str, Message] = {}
@@ -140,6 +147,7 @@ def run_in_process(
     site_dirs: Sequence[Path | str],
     run_config: dict[str, Any] | None = None,
     threads: int = 1,
+    ledgers: Sequence[Path] = (),
 ) -> Result | None:
     """What the server app returns after running against the sites in this process.
 
@@ -148,9 +156,10 @@ def run_in_process(
         site_dirs: one data folder a site.
         run_config: Flower's run configuration, seen by both sides.
         threads: sites that work side by side, each on one core; 0 = as many as cores, 1 = one at a time on all cores.
+        ledgers: one privacy ledger a site; without them every site keeps it in its folder.
     """
     config = dict(run_config or {})
-    grid = InProcessGrid(client_app, site_dirs, config, threads)
+    grid = InProcessGrid(client_app, site_dirs, config, threads, ledgers)
     with _identity(grid.run.run_id):
         try:
             result = server_app(grid, Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), config))

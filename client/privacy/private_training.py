@@ -32,7 +32,6 @@ from strategies.messages import TrainOrder
 
 _PATCHES_AT_ONCE = 8  # of a backward pass; more patients than these are added up pass by pass
 _SAME = 1e-3  # relative; what rounding may do between two ways to the same gradient
-_PUBLIC_SIZE = (32, 32, 32)  # voxels
 _known: WeakKeyDictionary[nn.Module, dict[tuple[str, tuple[str, ...]], list[nn.Parameter]]] = WeakKeyDictionary()
 
 
@@ -135,12 +134,12 @@ def _used(trainer: Trainer, sampler: CaseSampler, trained: str) -> list[nn.Param
     return known[trained, sampler.names]
 
 
-def public_batch(names: tuple[str, ...]) -> PatchBatch:
-    """Two small patches of noise with every class annotated: nobody's data."""
+def public_batch(names: tuple[str, ...], count: int = 2, size: tuple[int, ...] = (32, 32, 32)) -> PatchBatch:
+    """Patches of noise with every class annotated: nobody's data."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(2, 1, *_PUBLIC_SIZE, generator=generator)
-    masks = torch.rand(2, len(names), *_PUBLIC_SIZE, generator=generator) > 0.8
-    return PatchBatch(image, masks, torch.ones(2, len(names), dtype=torch.bool), names)
+    image = torch.rand(count, 1, *size, generator=generator)
+    masks = torch.rand(count, len(names), *size, generator=generator) > 0.8
+    return PatchBatch(image, masks, torch.ones(count, len(names), dtype=torch.bool), names)
 
 
 def used_parameters(trainer: Trainer, batch: PatchBatch) -> list[nn.Parameter]:

@@ -54,3 +54,21 @@ def test_configuration_survives_json_and_a_strange_key_is_named() -> None:
 def test_every_key_is_described() -> None:
     lines = describe_config(Config()).split()
     assert {"rounds=100", "server.quorum=0.5", "phantom.held_out=16"} <= set(lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("privacy.mode", "dp"),
+        ("privacy.epsilon", "0"),
+        ("privacy.epsilon", ".inf"),
+        ("privacy.delta", "1"),
+        ("privacy.clip_norm", "-1"),
+        ("privacy.patches_per_patient", "0"),
+        ("privacy.accountant", "moments"),
+        ("privacy.trained", "encoder"),
+    ],
+)
+def test_privacy_outside_its_range_is_named(key, value):
+    with pytest.raises(ConfigError, match=key):
+        compose_config([f"{key}={value}"])

@@ -1,0 +1,46 @@
+"""A private simulation spends what it was asked to, from ledgers of its own or from the site's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from client.ledger import LEDGER_NAME, Ledger
+from dsm_core.config import PrivacyConfig
+from simulations.ledgers import open_ledgers
+
+PRIVATE = PrivacyConfig(mode="dp_sgd", epsilon=3.0)
+
+
+@pytest.fixture
+def sites(tmp_path):
+    folders = {}
+    for name, cases in (("mercy", 5), ("hope", 2)):
+        folders[name] = tmp_path / "sites" / name
+        for part in ("imagesTr", "labelsTr"):
+            (folders[name] / part).mkdir(parents=True)
+            for number in range(cases):
+                (folders[name] / part / f"p{number}.nii").touch()
+        (folders[name] / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1}}))
+    return folders
+
+
+def test_each_site_gets_a_ceiling_of_what_is_asked_at_a_delta_for_its_patients(sites, tmp_path):
+    mercy, hope = open_ledgers(tmp_path / "run", sites, PRIVATE)
+    assert Ledger(mercy, "mercy").read().epsilon == 3.0
+    assert (Ledger(mercy, "mercy").read().delta, Ledger(hope, "hope").read().delta) == (1 / 25, 1 / 4)
+    stated = PrivacyConfig(mode="dp_sgd", delta=1e-4)
+    assert Ledger(open_ledgers(tmp_path / "other", sites, stated)[0], "mercy").read().delta == 1e-4
+
+
+def test_ledger_of_the_site_itself_is_kept_to_and_an_interrupted_runs_goes_on(sites, tmp_path):
+    own = sites["hope"] / LEDGER_NAME
+    Ledger(own, "hope").create(epsilon=1.0, delta=0.1)
+    first = open_ledgers(tmp_path / "run", sites, PRIVATE)
+    assert first == open_ledgers(tmp_path / "run", sites, PRIVATE) == [tmp_path / "run" / "mercy.jsonl", own]
+
+
+def test_open_simulation_makes_none(sites, tmp_path):
+    assert open_ledgers(tmp_path / "run", sites, PrivacyConfig()) == [site / LEDGER_NAME for site in sites.values()]
+    assert not (tmp_path / "run").exists()
