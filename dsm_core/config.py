@@ -194,6 +194,7 @@ class PhantomConfig:
     cases: int = 32  # training cases per site: with a dozen, lesions are learned by heart
     held_out: int = 16  # held-out cases per site, with the full truth
     size_mm: tuple[float, ...] = (320.0, 256.0, 256.0)
+    lesion_shapes: str | None = None  # a folder of KiTS style label maps: their tumours instead of drawn ones
 
     def __post_init__(self) -> None:
         self.size_mm = tuple(self.size_mm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dsm_core.config import Config, ConfigError
 from dsm_core.data import Datalist, DatalistError, check_folder, read_datalist, site_folders
 from simulations.matrix import held_out_datalists
-from simulations.sites import generate_sites
+from simulations.sites import generate_sites, phantom_recipe
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _refuse_training_cases(folders: Mapping[str, Path], held_out: Mapping[str, D
 
 
 def _recipe_hash(config: Config) -> str:
-    return hashlib.sha256(json.dumps(asdict(config.phantom), sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(phantom_recipe(config.phantom), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _folder(key: str, value: str) -> Path:

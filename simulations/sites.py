@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dsm_core.config import PhantomConfig
-from dsm_core.data.phantoms import PHANTOM_CLASSES, PHANTOM_LESIONS, Scanner, generate_case
+from dsm_core.data.phantoms import (
+    PHANTOM_CLASSES,
+    PHANTOM_LESIONS,
+    Scanner,
+    ShapeLibrary,
+    ShapeLibraryError,
+    folder_digest,
+    generate_case,
+    read_shapes,
+)
 from simulations.site_folders import SiteFolder, write_case, write_datalist
 
 RECIPE_VERSION = 3  # raise it whenever the same seed would give other voxels
@@ -83,7 +93,12 @@ def plan_classes(sites: int) -> dict[str, tuple[str, ...]]:
 
 
 def generate_sites(
-    root: Path, sites: int, phantom: PhantomConfig, seed: int, progress: Callable[[int, int], None] | None = None
+    root: Path,
+    sites: int,
+    phantom: PhantomConfig,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    classes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> GeneratedSites:
     """Write `root/site_a/...` and `root/eval/site_a/...`, or keep them when the same recipe made them.
 
@@ -91,22 +106,25 @@ def generate_sites(
 
     Args:
         progress: called with (cases done, cases in all) after each case, from the calling thread.
+        classes: what each site labels, instead of `plan_classes`; as many sites as asked for.
 
     Raises:
-        SitesError: less than one site, or `root` holds files that were not generated.
+        SitesError: less than one site, `root` holds files that were not generated, or the tumour shapes asked for
+            cannot be had.
     """
-    root, plan = Path(root), plan_classes(sites)
+    root, plan = Path(root), plan_classes(sites) if classes is None else dict(classes)
     made = GeneratedSites(root, {site: root / site for site in plan}, {s: root / "eval" / s for s in plan}, plan)
-    recipe = json.loads(
-        json.dumps({"version": RECIPE_VERSION, "seed": seed, "sites": sites, "phantom": asdict(phantom)})
-    )
+    recipe = {"version": RECIPE_VERSION, "seed": seed, "sites": sites, "phantom": phantom_recipe(phantom)}
+    if classes is not None:
+        recipe["classes"] = {site: list(names) for site, names in plan.items()}
     if _is_made(root, recipe):
         return made
+    library = _shapes(phantom)
     _write_recipe(root, recipe, is_complete=False)
     jobs = []
-    for index, (site, classes) in enumerate(plan.items()):
+    for index, (site, own) in enumerate(plan.items()):
         training = SiteFolder(
-            made.folders[site], index, classes, _annotated(index, classes, phantom.cases), f"Generated CT, {site}"
+            made.folders[site], index, own, _annotated(index, own, phantom.cases), f"Generated CT, {site}"
         )
         held_out = SiteFolder(
             made.held_out[site],
@@ -119,7 +137,7 @@ def generate_sites(
             write_datalist(folder)
             jobs += [(folder, case, folder is held_out) for case in range(len(folder.annotated))]
     with ThreadPoolExecutor(WORKERS) as pool:
-        waiting = [pool.submit(_make_case, *job, seed, phantom) for job in jobs]
+        waiting = [pool.submit(_make_case, *job, seed, phantom, library) for job in jobs]
         try:
             for done, future in enumerate(as_completed(waiting), 1):
                 future.result()
@@ -130,6 +148,28 @@ def generate_sites(
             raise
     _write_recipe(root, recipe, is_complete=True)
     return made
+
+
+def phantom_recipe(phantom: PhantomConfig) -> dict[str, Any]:
+    """What decides the voxels of generated patients, as JSON; a folder of shapes counts by its content, not its name.
+
+    Raises:
+        SitesError: the folder of shapes cannot be read.
+    """
+    recipe: dict[str, Any] = json.loads(json.dumps(asdict(phantom)))
+    if recipe.pop("lesion_shapes") is not None:
+        try:
+            recipe["lesion_shapes"] = folder_digest(str(phantom.lesion_shapes))
+        except ShapeLibraryError as error:
+            raise SitesError(str(error)) from None
+    return recipe
+
+
+def _shapes(phantom: PhantomConfig) -> ShapeLibrary | None:
+    try:
+        return None if phantom.lesion_shapes is None else read_shapes(phantom.lesion_shapes)
+    except ShapeLibraryError as error:
+        raise SitesError(str(error)) from None
 
 
 def site_scanner(index: int, seed: int) -> Scanner:
@@ -155,10 +195,13 @@ def _annotated(index: int, classes: tuple[str, ...], cases: int) -> tuple[tuple[
     return tuple(classes[:-1] if index % 2 == 1 and case % 4 == 3 else classes for case in range(cases))
 
 
-def _make_case(folder: SiteFolder, case: int, is_held_out: bool, seed: int, phantom: PhantomConfig) -> None:
+def _make_case(
+    folder: SiteFolder, case: int, is_held_out: bool, seed: int, phantom: PhantomConfig, library: ShapeLibrary | None
+) -> None:
     lesions = lesion_kinds(folder.index, case, is_held_out, seed)
     patient = (seed, folder.index, int(is_held_out), case)
-    write_case(folder, case, generate_case(patient, lesions, site_scanner(folder.index, seed), phantom.size_mm))
+    made = generate_case(patient, lesions, site_scanner(folder.index, seed), phantom.size_mm, library)
+    write_case(folder, case, made)
 
 
 def _write_recipe(root: Path, recipe: dict, is_complete: bool) -> None:

@@ -68,9 +68,9 @@ class ClassRows(nn.Module):
 class SharedVector(nn.Module):
     """One learned vector for all, as a leaf module (see `Rows`)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, spread: float = 0.02):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(width) * 0.02)
+        self.weight = nn.Parameter(torch.randn(width) * spread)
 
     def forward(self, anchor: Tensor) -> Tensor:
         """(C,) expanded to (B, 1, C)."""

@@ -15,6 +15,7 @@ from simulations.sites import (
     SitesError,
     generate_sites,
     lesion_kinds,
+    phantom_recipe,
     plan_classes,
     site_name,
     site_scanner,
@@ -160,3 +161,36 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     with pytest.raises(SitesError, match="name an empty folder"):
         generate_sites(tmp_path, 1, TINY, seed=0)
     assert (tmp_path / "site_a" / "mine.txt").exists()
+
+
+def test_real_shapes_are_in_the_recipe_by_content(tmp_path):
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    values = np.zeros((20, 20, 20), np.uint8)
+    values[4:16, 5:15, 6:14] = 2
+    nib.save(nib.Nifti1Image(values, np.eye(4) * 2), maps / "one.nii.gz")
+    phantom = PhantomConfig(cases=1, held_out=1, size_mm=(240, 200, 200), lesion_shapes=str(maps))
+    assert "lesion_shapes" not in phantom_recipe(TINY)
+    recipe = phantom_recipe(phantom)
+    assert str(tmp_path) not in json.dumps(recipe)
+    made = generate_sites(tmp_path / "sites", 1, phantom, seed=0)
+    stamp = (made.root / "recipe.json").stat().st_mtime_ns
+    maps.rename(tmp_path / "moved")
+    moved = PhantomConfig(cases=1, held_out=1, size_mm=(240, 200, 200), lesion_shapes=str(tmp_path / "moved"))
+    generate_sites(tmp_path / "sites", 1, moved, seed=0)
+    assert (made.root / "recipe.json").stat().st_mtime_ns == stamp
+    with pytest.raises(SitesError, match="is no folder"):
+        generate_sites(tmp_path / "sites", 1, phantom, seed=0)
+
+
+def test_sites_may_be_told_what_to_label(tmp_path):
+    classes = {"site_a": ("liver", "liver tumor"), "site_b": ("spleen", "spleen tumor")}
+    made = generate_sites(tmp_path, 2, TINY, seed=0, classes=classes)
+    assert made.classes == classes
+    for site, names in classes.items():
+        assert read_datalist(made.folders[site]).labelled_classes == tuple(sorted(names))
+    stamp = (tmp_path / "recipe.json").stat().st_mtime_ns
+    generate_sites(tmp_path, 2, TINY, seed=0, classes=classes)
+    assert (tmp_path / "recipe.json").stat().st_mtime_ns == stamp
+    generate_sites(tmp_path, 2, TINY, seed=0)
+    assert (tmp_path / "recipe.json").stat().st_mtime_ns > stamp

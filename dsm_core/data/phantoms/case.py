@@ -15,6 +15,7 @@ from dsm_core.data.phantoms.anatomy import draw_organs
 from dsm_core.data.phantoms.canvas import Canvas
 from dsm_core.data.phantoms.lesions import HABITS, Lesion, draw_lesions, make_room
 from dsm_core.data.phantoms.scanner import Scanner, record
+from dsm_core.data.phantoms.shape_library import ShapeLibrary
 from dsm_core.data.phantoms.shapes import Array, deformed_space
 from dsm_core.data.phantoms.surroundings import draw_trunk, paint_trunk
 from dsm_core.data.phantoms.tissues import paint_organs
@@ -51,8 +52,12 @@ def generate_case(
     lesions: Collection[str],
     scanner: Scanner,
     size_mm: Sequence[float] = (320.0, 256.0, 256.0),
+    library: ShapeLibrary | None = None,
 ) -> PhantomCase:
     """One patient with one to three tumours of every named kind, on one scanner. Another scanner, the same patient.
+
+    Args:
+        library: real tumour shapes, instead of drawn ones.
 
     Raises:
         ValueError: a kind of tumour that no generated patient can have.
@@ -61,11 +66,13 @@ def generate_case(
     if unknown:
         raise ValueError(f"generated patients can have {', '.join(PHANTOM_LESIONS)}; found {', '.join(unknown)}")
     patient, machine = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    image, truth = record(_draw_patient(patient, lesions, size_mm), scanner, machine)
+    image, truth = record(_draw_patient(patient, lesions, size_mm, library), scanner, machine)
     return PhantomCase(image, truth, PHANTOM_CLASSES, scanner.spacing_mm)
 
 
-def _draw_patient(rng: np.random.Generator, kinds: Collection[str], size_mm: Sequence[float]) -> Canvas:
+def _draw_patient(
+    rng: np.random.Generator, kinds: Collection[str], size_mm: Sequence[float], library: ShapeLibrary | None
+) -> Canvas:
     space = deformed_space(rng, size_mm)
     trunk = draw_trunk(space)
     organs = draw_organs(space, trunk.cavity, trunk.lung)
@@ -74,7 +81,7 @@ def _draw_patient(rng: np.random.Generator, kinds: Collection[str], size_mm: Seq
     for kind in PHANTOM_LESIONS:
         if kind in kinds:
             host = str(ATLAS[kind].host)
-            lesions[host] = draw_lesions(space, kind, hosts[host], trunk.cavity)
+            lesions[host] = draw_lesions(space, kind, hosts[host], trunk.cavity, library)
             others = [shape for other, shapes in hosts.items() if other != host for shape in shapes]
             make_room(lesions[host], [*others, organs.stomach])
     canvas = Canvas(space, PHANTOM_CLASSES)

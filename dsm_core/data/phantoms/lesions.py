@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dsm_core.data.phantoms.shape_library import ShapeLibrary
 from dsm_core.data.phantoms.shapes import Array, Shape, Space, carve, distance_in, ellipsoid, roughen
 
 COUNTS = (0.6, 0.28, 0.12)  # share of affected patients with one, two or three tumours of a kind
@@ -56,23 +57,43 @@ class Lesion:
     rim_hu: float | None
 
 
-def draw_lesions(space: Space, name: str, hosts: Sequence[Shape], cavity: Array) -> list[Lesion]:
-    """One to three tumours of a kind, each in one of the host's shapes."""
-    number = 1 + int(space.rng.choice(len(COUNTS), p=COUNTS))
+def draw_lesions(
+    space: Space, name: str, hosts: Sequence[Shape], cavity: Array, library: ShapeLibrary | None = None
+) -> list[Lesion]:
+    """One to three tumours of a kind, each in one of the host's shapes; of the library's forms where one is given."""
+    rng = space.rng
+    number = 1 + int(rng.choice(len(COUNTS), p=COUNTS))
     noise = space.noise(13.0)
-    return [_draw_lesion(space, name, hosts[int(space.rng.integers(len(hosts)))], noise, cavity) for _ in range(number)]
+    return [
+        _draw_lesion(space, name, hosts[int(rng.integers(len(hosts)))], noise, cavity, library) for _ in range(number)
+    ]
 
 
-def _draw_lesion(space: Space, name: str, host: Shape, noise: Array, cavity: Array) -> Lesion:
+def borne_mm(name: str, diameter_mm: float) -> float:
+    """A diameter brought within what tumours of a kind have in their host: two spreads around the mean."""
+    mean, spread = HABITS[name].diameter_mm
+    return float(np.clip(diameter_mm, max(DIAMETER_MM[0], mean - 2 * spread), min(DIAMETER_MM[1], mean + 2 * spread)))
+
+
+def _draw_lesion(
+    space: Space, name: str, host: Shape, noise: Array, cavity: Array, library: ShapeLibrary | None
+) -> Lesion:
     rng, habit = space.rng, HABITS[name]
-    radius = float(np.clip(rng.normal(*habit.diameter_mm), *DIAMETER_MM)) / 2
+    real = None if library is None else library.draw(rng)
+    if real is None:
+        radius = float(np.clip(rng.normal(*habit.diameter_mm), *DIAMETER_MM)) / 2
+    else:
+        radius = borne_mm(name, real[0].diameter_mm) / 2
     depth = min(habit.depth * radius, -0.7 * float(host.distance.min()))
     inside = np.argwhere(host.distance <= -depth)
     spot = inside[rng.integers(len(inside))]
     centre = space.points[(slice(None), *host.window)][(slice(None), *spot)]
-    stretch = np.clip(rng.normal(1, 0.16, 3), 0.7, 1.4)
-    shape = ellipsoid(space, centre, radius * stretch / np.cbrt(stretch.prod()), 2.0, rng.uniform(-90, 90, 3))
-    roughen(shape, noise, 0.16 * radius)
+    if real is None:
+        stretch = np.clip(rng.normal(1, 0.16, 3), 0.7, 1.4)
+        shape = ellipsoid(space, centre, radius * stretch / np.cbrt(stretch.prod()), 2.0, rng.uniform(-90, 90, 3))
+        roughen(shape, noise, 0.16 * radius)
+    else:
+        shape = real[0].placed(space, centre, 2 * radius, real[1])
     outside = np.maximum(distance_in(host, shape) - habit.bulge * radius, cavity[shape.window] + 2)
     np.maximum(shape.distance, outside, out=shape.distance)
     contrast = rng.uniform(*habit.contrast_hu)

@@ -1,0 +1,101 @@
+"""What does the prior know of a scan besides its voxels? Where its organs lie and how bright each of them is.
+
+The organ map is the model's own, so everything here can be computed at any site for any scan, without a label.
+Axis legend: B batch, O organs, X Y Z voxels in RAS+ order of the latent (half the volume's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsm_core.model.layers import space_to_depth
+
+CORE = 0.8  # an organ's brightness is read where the model is this sure: voxels at its edge mix two tissues
+CLOSING = 3  # latent voxels; a tumour that the organ map leaves out of its organ is taken in again
+_OUTLIER = 2.0  # standard deviations beyond which a voxel has no say in its organ's mean and spread
+_LEAST_SPREAD = 0.01  # of the image's [0, 1]
+_LARGEST = 8.0  # standard deviations beyond which a voxel is no more unusual
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The organs of a scan.
+
+    Attributes:
+        organs: (B, O, X, Y, Z) probability of each organ, holes closed.
+        outline: (B, 8, X, Y, Z) probability of any organ in the 2x2x2 voxels of each block, less one half.
+        level: (B, 1, X, Y, Z) mean brightness of the organs, -1 to 1, weighted by their share; 0 outside them.
+        deviation: (B, 8, X, Y, Z) every voxel against the mean and spread of its own organ in this scan, in standard
+            deviations; 0 outside the organs. The trivial answer to "what is unusual here?".
+    """
+
+    organs: Tensor
+    outline: Tensor
+    level: Tensor
+    deviation: Tensor
+
+    def to(self, dtype: torch.dtype) -> Anatomy:
+        """The same in another floating type."""
+        return Anatomy(*(getattr(self, part.name).to(dtype) for part in fields(self)))
+
+
+def stack_anatomies(anatomies: Sequence[Anatomy]) -> Anatomy:
+    """One batch of several."""
+    return Anatomy(*(torch.cat([getattr(one, part.name) for one in anatomies]) for part in fields(Anatomy)))
+
+
+def read_anatomy(image: Tensor, probabilities: Tensor) -> Anatomy:
+    """The anatomy of scans.
+
+    Args:
+        image: (B, 1, 2X, 2Y, 2Z) in [0, 1].
+        probabilities: (B, O, 2X, 2Y, 2Z) of the model's own organ masks; O at least 1.
+    """
+    open_organs = F.avg_pool3d(probabilities, 2)
+    organs = close_holes(open_organs)
+    closed = probabilities + F.interpolate(organs - open_organs, scale_factor=2, mode="nearest")
+    mean, spread = organ_statistics(image, closed)
+    share = organs / organs.sum(1, keepdim=True).clamp(min=1)
+    level = torch.einsum("boxyz,bo->bxyz", share, 2 * mean - 1)[:, None]
+    outline = space_to_depth(closed.amax(1, keepdim=True)) - 0.5
+    return Anatomy(organs, outline, level, space_to_depth(_deviation(image, closed, mean, spread)))
+
+
+def close_holes(organs: Tensor) -> Tensor:
+    """Morphological closing of each organ's probability, (B, O, X, Y, Z) alike; never below what it was."""
+    grown = F.max_pool3d(organs, CLOSING, 1, CLOSING // 2)
+    return torch.maximum(organs, -F.max_pool3d(-grown, CLOSING, 1, CLOSING // 2))
+
+
+def organ_statistics(image: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread of the brightness of each organ, (B, O) each, by voxels in its core that are no outliers.
+
+    A tumour is a few per cent of its organ: left out as an outlier, it does not hide itself by widening the spread.
+    """
+    pairs = []
+    for scan, organs in zip(image, probabilities, strict=True):
+        for organ in organs:
+            kept = core = scan[0][organ > CORE]
+            mean, spread = core.new_zeros(()), core.new_ones(())
+            for _ in range(3):
+                if not len(kept):
+                    break
+                mean, spread = kept.mean(), (kept.var(correction=0) + 1e-6).sqrt()
+                kept = core[(core - mean).abs() < _OUTLIER * spread]
+            pairs.append(torch.stack([mean, spread]))
+    found = torch.stack(pairs).reshape(*probabilities.shape[:2], 2)
+    return found[..., 0], found[..., 1]
+
+
+def _deviation(image: Tensor, probabilities: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """(B, 1, 2X, 2Y, 2Z): deviation from each organ, weighted by the organs' shares of the voxel."""
+    rate = 1 / (spread + _LEAST_SPREAD)
+    slope = torch.einsum("boxyz,bo->bxyz", probabilities, rate)[:, None]
+    offset = torch.einsum("boxyz,bo->bxyz", probabilities, rate * mean)[:, None]
+    deviation = (image * slope - offset) / (probabilities.sum(1, keepdim=True) + 0.05)
+    return deviation.clamp(-_LARGEST, _LARGEST)
