@@ -35,7 +35,7 @@ def _native_is_there() -> bool:
     if native.is_available():
         return True
     _logger.warning(
-        "the native scan is not there (no C compiler at install time, or an older build); CPU tensors use the torch scan"
+        "the native scan is not there (no C compiler at install time, or an old build); CPU tensors use the torch scan"
     )
     return False
 
