@@ -206,7 +206,7 @@ def _print_plan(config: Config, sites: Sites, datalists: Mapping[str, Datalist])
     tqdm.write(
         f"{config.rounds} rounds x {config.train.local_steps} steps x {len(datalists)} sites = "
         f"{steps * len(datalists)} optimiser steps a method; compare={config.compare}; "
-        f"{torch.get_num_threads()} threads"
+        f"{torch.get_num_threads()} threads; scan backend {scan_backend('cpu', config.model.scan_backend)}"
     )
 
 

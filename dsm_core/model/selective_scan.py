@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsm_core.config import ConfigError
 from dsm_core.model import native, scan_native, scan_torch
 
 BACKENDS = ("auto", "native", "torch", "cuda")
@@ -33,7 +34,9 @@ def _mamba_ssm() -> Any:
 def _native_is_there() -> bool:
     if native.is_available():
         return True
-    _logger.warning("the native scan was not built (no C compiler at install time?); CPU tensors use the torch scan")
+    _logger.warning(
+        "the native scan is not there (no C compiler at install time, or an old build); CPU tensors use the torch scan"
+    )
     return False
 
 
@@ -41,11 +44,11 @@ def scan_backend(device: torch.device | str, requested: str = "auto") -> str:
     """The backend that a scan on `device` uses: "cuda", "native" or "torch".
 
     Raises:
-        ValueError: an unknown name, or a backend that was asked for and cannot run on this device.
+        ConfigError: an unknown name, or a backend that was asked for and cannot run on this device.
     """
     kind = torch.device(device).type
     if requested not in BACKENDS:
-        raise ValueError(f"scan backend wants one of {BACKENDS}, found {requested!r}")
+        raise ConfigError(f"scan backend wants one of {BACKENDS}, found {requested!r}")
     if requested == "torch":
         return "torch"
     if requested == "auto":
@@ -53,10 +56,10 @@ def scan_backend(device: torch.device | str, requested: str = "auto") -> str:
             return "cuda" if _mamba_ssm() else "torch"
         return "native" if kind == "cpu" and _native_is_there() else "torch"
     if kind != {"native": "cpu", "cuda": "cuda"}[requested]:
-        raise ValueError(f"scan backend {requested!r} does not run on {kind} tensors; use 'auto' or 'torch'")
+        raise ConfigError(f"scan backend {requested!r} does not run on {kind} tensors; use 'auto' or 'torch'")
     if not (native.is_available() if requested == "native" else _mamba_ssm()):
         missing = "a C compiler at install time" if requested == "native" else "the package mamba-ssm"
-        raise ValueError(f"scan backend {requested!r} is not available: it wants {missing}; use 'auto' or 'torch'")
+        raise ConfigError(f"scan backend {requested!r} is not available: it wants {missing}; use 'auto' or 'torch'")
     return requested
 
 
@@ -92,7 +95,8 @@ def selective_scan_channel_last(
         (B, L, D) in the dtype of u. Computed in float32, or in float64 if u is.
 
     Raises:
-        ValueError: shapes that do not fit, or a backend that is not there.
+        ValueError: shapes that do not fit.
+        ConfigError: a backend that is not there.
     """
     if u.dim() != 3 or A.dim() not in (2, 3):
         raise ValueError(

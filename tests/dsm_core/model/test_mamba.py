@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
-from opacus.grad_sample import GradSampleModule
 from torch import nn
 from torch.nn.functional import conv1d, silu, softplus
 
 from dsm_core.model import native
 from dsm_core.model.causal_conv import causal_conv
-from dsm_core.model.mamba import CausalConv1d, Mamba, MambaBlock3d
+from dsm_core.model.mamba import CausalConv1d, Mamba, MambaBlock3d, SampleWeight
 
 MAMBA_SSM_64 = {  # mamba_ssm.Mamba(64, d_state=16, d_conv=4, expand=2).state_dict()
     "A_log": (128, 16),
@@ -61,6 +60,40 @@ def test_weights_of_mamba_ssm_load_strictly_and_compute_the_same(backend):
         assert torch.equal(tensor, weights[name])
     sequence = torch.randn(2, 30, 64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(layer(sequence).double(), plain_mamba(weights, sequence), rtol=1e-4, atol=1e-5)
+
+
+class MambaSsm(nn.Module):
+    """The parameters of mamba_ssm.Mamba(64), declared as its source declares them; it computes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_proj = nn.Linear(64, 256, bias=False)
+        self.conv1d = nn.Conv1d(128, 128, bias=True, kernel_size=4, groups=128, padding=3)
+        self.x_proj = nn.Linear(128, 4 + 2 * 16, bias=False)
+        self.dt_proj = nn.Linear(4, 128, bias=True)
+        self.A_log = nn.Parameter(torch.arange(1.0, 17.0).log().repeat(128, 1))
+        self.D = nn.Parameter(torch.ones(128))
+        self.out_proj = nn.Linear(128, 64, bias=False)
+
+
+def test_weights_travel_strictly_both_ways():
+    ours, theirs = Mamba(64), MambaSsm()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert all(torch.equal(theirs.state_dict()[name], tensor) for name, tensor in ours.state_dict().items())
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
+
+
+def test_layer_of_transformers_takes_our_weights_and_gives_our_output():
+    mamba = pytest.importorskip("transformers.models.mamba.modeling_mamba", reason="extra bench is not installed")
+    config = mamba.MambaConfig(hidden_size=64, state_size=16, conv_kernel=4, expand=2, time_step_rank=4)
+    ours, theirs = Mamba(64), mamba.MambaMixer(config, layer_idx=0)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    sequence = torch.randn(2, 30, 64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(theirs.eval()(sequence), ours(sequence), rtol=1e-4, atol=1e-5)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
 
 
 def test_missing_and_unknown_weights_are_named():
@@ -116,17 +149,25 @@ def test_convolution_shorter_and_longer_than_its_taps(backend, taps, length):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("samples", [1, 3])
-def test_per_sample_gradients_are_those_of_one_sample_alone(backend, samples):
+def test_leaf_output_gradients_are_those_of_one_sample_alone(backend, samples):
+    """What a per-sample sampler reads: the output gradient of every leaf that holds a state-space parameter."""
     torch.manual_seed(0)
     layer, batch = Mamba(16, d_state=8, backend=backend), torch.randn(samples, 40, 16)
-    private = GradSampleModule(copy.deepcopy(layer), loss_reduction="sum")
-    private(batch).square().sum().backward()
-    found = {name: p.grad_sample for name, p in private._module.named_parameters()}
+    leaves = {name: leaf for name, leaf in layer.named_modules() if isinstance(leaf, SampleWeight)}
+    assert sorted(leaves) == ["A_log", "D", "conv1d.bias", "conv1d.weight"]
+    found = {}
+    hooks = [
+        leaf.register_full_backward_hook(lambda _, __, output, name=name: found.update({name: output[0]}))
+        for name, leaf in leaves.items()
+    ]
+    layer(batch).square().sum().backward()
+    for hook in hooks:
+        hook.remove()
     for i in range(samples):
         layer.zero_grad()
         layer(batch[i : i + 1]).square().sum().backward()
-        for name, parameter in layer.named_parameters():
-            error = (found[name][i] - parameter.grad).norm() / parameter.grad.norm()
+        for name, leaf in leaves.items():
+            error = (found[name][i] - leaf.weight.grad).norm() / leaf.weight.grad.norm()
             assert error < 2e-6, name
 
 
