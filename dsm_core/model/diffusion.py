@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ class Denoiser(nn.Module):
         self.up = nn.ModuleList((TimedBlock(low + middle, middle, time), TimedBlock(middle + top, top, time)))
         self.out = nn.Conv3d(top, 2 * LATENT_CHANNELS, 1)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        nn.init.constant_(self.out.bias, 0.0)  # type: ignore[arg-type]
 
     def forward(
         self, noisy: Tensor, visible: Tensor, mask: Tensor, anatomy: Anatomy, organ_text: Tensor, step: Tensor
@@ -122,8 +123,8 @@ class TissuePrior(nn.Module):
         self.denoiser = denoiser
         self.refine_steps = refine_steps
         schedule = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample", "clip_sample": False}
-        self._training = DDPMScheduler(TRAINING_STEPS, **schedule)
-        self._sampling = DDIMScheduler(TRAINING_STEPS, **schedule)
+        self._training: Any = DDPMScheduler(TRAINING_STEPS, **schedule)
+        self._sampling: Any = DDIMScheduler(TRAINING_STEPS, **schedule)
 
     @property
     def is_trained(self) -> bool:

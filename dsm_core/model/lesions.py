@@ -105,7 +105,7 @@ class TumorQueries(nn.Module):
         residual = SPREADS * prompt.channels[:, :1].abs()
         queries = self.to_query(text, rows) + self.lesion(rows.detach())
         for attention, level in zip(self.attention, (prompt.eighth, prompt.quarter), strict=True):
-            size = level.shape[2:]
+            size = (level.shape[2], level.shape[3], level.shape[4])
             where = torch.log(F.adaptive_avg_pool3d(within, size) + _FLOOR)
             odd = torch.log(F.adaptive_max_pool3d(residual, size) + _FLOOR)
             queries = attention(queries, level, prompt.organ_queries, (where + odd).flatten(2))
