@@ -7,7 +7,7 @@ sites/NAME/                site.json, NAME.crt, NAME.pub: one site
 kits/                      archives made by `add-site`, one a site
 audit.jsonl                what happened here
 banks/  contracts.json     text spaces that the gRPC service hands out; label contracts of enrolled sites
-flower/                    Flower's home, state database, secret
+flower/                    Flower's home, state database, secret; nodes.json and order.json for the ServerApp
 logs/  processes/          what runs, and what it said
 """
 
@@ -32,6 +32,8 @@ from strategies.deployment.kit import check_site_name
 
 INVITED, ACCEPTED, REVOKED = "invited", "accepted", "revoked"
 FOLDER = "consortium"
+NODE_NAMES = "flower/nodes.json"  # JSON object, Flower's node id -> name of the accepted site
+ORDER_FILE = "flower/order.json"  # what the latest run is to do, see server.run_config
 _FORMAT = 1
 
 
@@ -103,8 +105,8 @@ class Consortium:
 
     @property
     def node_names(self) -> Path:
-        """JSON object, Flower's node id -> name of the accepted site; the ServerApp reads it."""
-        return self.flower_home / "nodes.json"
+        """Which node is which accepted site; the ServerApp reads it."""
+        return self.folder / NODE_NAMES
 
     @property
     def audit(self) -> Path:

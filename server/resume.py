@@ -84,6 +84,11 @@ def recall_config(words: Sequence[str]) -> tuple[Config, Path]:
     return replace(config, threads=threads, out=asked.out if "out" in keys else str(run.parent)), run
 
 
+def stopped_runs(out: Path) -> list[Path]:
+    """The run folders in a folder that can be gone on with, by name."""
+    return sorted(path.parent.parent for path in out.glob(f"*/{STATE}/{CONFIG}"))
+
+
 def forget_state(run: Path) -> None:
     """Remove what a finished run needs no more."""
     shutil.rmtree(run / STATE, ignore_errors=True)

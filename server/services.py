@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from server.consortium import Consortium
 from server.nginx import PROXY, proxy_program
+from server.run_config import HOME as CONSORTIUM
 from strategies.deployment.flower import BRISK, HOME, LOOPBACK, QUIET, direct_loopback, flower_program, program_path
 from strategies.deployment.processes import Place, Program
 from strategies.deployment.supervision import Service
@@ -62,7 +63,8 @@ def superexec(consortium: Consortium) -> Program:
         *("--root-certificates", f"{consortium.ca_certificate}"),
         *("--superexec-auth-secret-file", f"{consortium.superexec_secret}"),
     )
-    return Program(SUPEREXEC, command, _environment(consortium))
+    # What the sites must not see travels by the environment, which the ServerApp inherits.
+    return Program(SUPEREXEC, command, {**_environment(consortium), CONSORTIUM: f"{consortium.folder}"})
 
 
 def text_service(consortium: Consortium) -> Program:

@@ -1,20 +1,25 @@
 """The whole federation in process with an imitated training pass: enrolment, rounds, checkpoint, and honest failure."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+from flwr.common.serde import recorddict_to_proto, user_config_to_proto
 
 import client.app as site_app
 from dsm_core.checkpoint import load_checkpoint
 from dsm_core.config import ConfigError
 from server.app import app
 from server.banks import Banks
+from server.consortium import NODE_NAMES
 from server.enrolment import ContractConflict
 from server.rounds import RoundError
+from server.run_config import HOME, OVERRIDES, leave_order
 from simulations.grid import run_in_process
+from strategies import messages
 from strategies.audit import AuditLog
 
 
@@ -58,9 +63,25 @@ def training(monkeypatch):
     return change
 
 
-def run(sites, out, *further, consortium=""):
-    overrides = f"rounds=2 sites={len(sites)} text.encoder=offline name=trial 'out={out}' " + " ".join(further)
-    return run_in_process(app, site_app.app, sites, {"overrides": overrides, "consortium-dir": f"{consortium}"})
+def words_of(sites, out, *further):
+    return ["rounds=2", f"sites={len(sites)}", "text.encoder=offline", "name=trial", f"out={out}", *further]
+
+
+def run(sites, out, *further):
+    return run_in_process(app, site_app.app, sites, {OVERRIDES: shlex.join(words_of(sites, out, *further))})
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A consortium's folder, known to the ServerApp by its environment; every node is registered by its folder."""
+    (tmp_path / "consortium" / "flower").mkdir(parents=True)
+    monkeypatch.setenv(HOME, f"{tmp_path / 'consortium'}")
+    return tmp_path / "consortium"
+
+
+def run_deployed(home, sites, out, *further, client_app=site_app.app):
+    (home / NODE_NAMES).write_text(json.dumps({f"{node}": site.name for node, site in enumerate(sites, 2)}))
+    return run_in_process(app, client_app, sites, leave_order(home, words_of(sites, out, *further)))
 
 
 def test_run_leaves_history_and_checkpoint(sites, training, tmp_path):
@@ -88,10 +109,28 @@ def audit_of(folder):
     return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
 
 
-def test_run_of_a_consortium_leaves_an_audit_log_and_its_text_space(sites, training, tmp_path):
+def test_nothing_that_a_site_receives_names_a_place_of_the_coordinator(home, sites, training, tmp_path):
+    received = []
+
+    def listening(message, context):
+        config = b"".join(value.SerializeToString() for value in user_config_to_proto(context.run_config).values())
+        received.append(
+            (message.metadata.message_type, config + recorddict_to_proto(message.content).SerializeToString())
+        )
+        return site_app.app(message, context)
+
+    secret = tmp_path / "secret place"
+    run_deployed(home, sites, secret, client_app=listening)
+    assert (secret / "trial" / "checkpoints" / "last").is_dir()
+    assert {kind for kind, _ in received} == {messages.ENROL, messages.TEXT, messages.TRAIN}
+    for kind, content in received:
+        for place in (f"{tmp_path}", "secret place", "consortium", "trial"):
+            assert place.encode() not in content, kind
+
+
+def test_run_of_a_consortium_leaves_an_audit_log_and_its_text_space(home, sites, training, tmp_path):
     training["south"] = np.nan
-    home = tmp_path / "consortium"
-    run(sites, tmp_path, "server.quorum=0.5", consortium=home)
+    run_deployed(home, sites, tmp_path, "server.quorum=0.5")
     assert AuditLog(home / "audit.jsonl").verify().is_intact
     began, *rounds = audit_of(home)
     assert began["facts"]["contracts"] == {"north": {"liver": 1}, "south": {"liver": 1, "spleen": 1}}
@@ -105,11 +144,11 @@ def test_run_of_a_consortium_leaves_an_audit_log_and_its_text_space(sites, train
     assert all(record["facts"]["bytes"] > 1000 for record in rounds)
 
 
-def test_run_that_cannot_begin_is_in_the_audit_log(sites, training, tmp_path):
+def test_run_that_cannot_begin_is_in_the_audit_log(home, sites, training, tmp_path):
     sites.append(make_site(tmp_path, "east", ["liver"], {"liver": {"kind": "lesion"}}))
     with pytest.raises(ContractConflict):
-        run(sites, tmp_path, consortium=tmp_path / "consortium")
-    (record,) = audit_of(tmp_path / "consortium")
+        run_deployed(home, sites, tmp_path)
+    (record,) = audit_of(home)
     assert record["event"] == "failed"
     assert "lesion at east" in record["facts"]["reason"]
 
