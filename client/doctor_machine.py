@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import torch
@@ -14,11 +14,11 @@ import torch
 from client.doctor import Finding, Probe, SiteSetup, State
 from client.reach import Address, Unreachable
 from dsm_core.data import DatalistError, read_datalist
+from strategies.deployment.certificates import WARNING_TIME
 from strategies.tls import TlsError, read_certificates, site_name
 
 _WRITTEN_BYTES = 1 << 20
 _LEAST_FREE_BYTES, _GOOD_FREE_BYTES = 1 << 30, 10 << 30
-EXPIRES_SOON = timedelta(days=30)
 _PROXIES = ("grpc", "https", "http", "all")  # gRPC heeds the first three, Flower's HTTP the last three
 
 
@@ -108,7 +108,7 @@ def own_certificate(setup: SiteSetup) -> list[Finding]:
     found = f"site {site!r}, valid until {ends:%Y-%m-%d}"
     if stat.S_IMODE(setup.tls.key.stat().st_mode) & 0o077:
         return [Finding(name, State.WARNING, "others may read the key", f"chmod 600 {setup.tls.key}")]
-    if ends - datetime.now(UTC) < EXPIRES_SOON:
+    if ends - datetime.now(UTC) < WARNING_TIME:
         return [Finding(name, State.WARNING, found, "ask the coordinator for a new one before it ends")]
     return [Finding(name, State.OK, found)]
 

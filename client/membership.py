@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
 
 from strategies.deployment.certificates import (
     certificate_pem,
@@ -37,6 +35,7 @@ from strategies.deployment.certificates import (
 from strategies.deployment.errors import DeploymentError
 from strategies.deployment.files import EVERYONE_READS, check_owner_only, make_private_folder, read_file, write_file
 from strategies.deployment.kit import SiteKit
+from strategies.tls import is_issued_by, is_key_of
 
 FOLDER = "site"
 KEYS = ("site.key", "site.ssh")
@@ -167,18 +166,16 @@ def import_certificate(site: Site, path: Path) -> x509.Certificate:
         DeploymentError: another authority's certificate, another site's, or one for neither of this site's keys.
     """
     certificate, authority = read_certificate(path), read_certificate(site.ca_certificate)
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    if not is_issued_by(certificate, authority):
         raise DeploymentError(
             f"{path} was not issued by the authority of {site.consortium}: found issuer "
             f"{common_name(certificate.issuer)!r}; ask the coordinator for the file that `dsm-server accept` wrote"
-        ) from None
+        )
     if (name := common_name(certificate.subject)) != site.name:
         raise DeploymentError(f"{path} is the certificate of {name!r}; this site is {site.name!r}")
     waiting = site.folder / "next"
     for place in (waiting, site.folder):
-        if (place / KEYS[0]).exists() and _is_key_of(certificate, place / KEYS[0]):
+        if (place / KEYS[0]).exists() and is_key_of(read_key(place / KEYS[0]), certificate):
             break
     else:
         raise DeploymentError(
@@ -213,11 +210,6 @@ def _write_identity(site: Site, folder: Path) -> Path:
     request = folder / site.request.name
     write_file(request, signing_request(key, site.name, site.secret), EVERYONE_READS)
     return request
-
-
-def _is_key_of(certificate: x509.Certificate, path: Path) -> bool:
-    spki = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    return certificate.public_key().public_bytes(*spki) == read_key(path).public_key().public_bytes(*spki)
 
 
 def _latest(site: Site) -> Path:

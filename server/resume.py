@@ -45,8 +45,7 @@ def remember_config(run: Path, config: Config) -> None:
     path = run / STATE / CONFIG
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        replace_file(path, json.dumps(content, indent=1).encode())
-        path.chmod(0o600)
+        replace_file(path, json.dumps(content, indent=1).encode(), mode=0o600)
     except OSError as error:
         raise StateError(
             f"the configuration could not be kept in {STATE}/ of the run folder ({error.strerror})"
