@@ -73,9 +73,14 @@ class Trainer:
         names = {id(tensor): name for name, tensor in self.model.state_dict(keep_vars=True).items()}
         self._keys = {names[id(parameter)]: parameter for parameter in self.model.parameters()}
         foreign = [i for i, name in enumerate(self.model.names) if name not in self.labelled]
-        self._foreign = torch.tensor(foreign, dtype=torch.long)
+        self._foreign = torch.tensor(foreign, dtype=torch.long, device=self.device)
         self._rows = rows
         self._query_sets: dict[tuple[str, ...], QuerySet] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies, and everything that meets it in a step."""
+        return next(self.model.parameters()).device
 
     def steps(self, sampler: Sampler, count: int, lr: float, seed: StepSeed) -> dict[str, float]:
         """Run `count` optimiser steps; returns the mean of the loss and of its parts."""
@@ -99,10 +104,10 @@ class Trainer:
 
     def losses(self, batch: PatchBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of every patch (B,), and its parts (B,) by name; patches do not meet in it."""
-        queries = self._queries(batch.names)
+        batch, queries = batch.to(self.device), self._queries(batch.names)
         dropout = _query_dropout(queries, len(batch.image), self.config, generator)
         output = self.model(batch.image, queries, dropout)
-        return dsm_loss(output, queries, batch.masks, batch.annotated, self.text.vectors)
+        return dsm_loss(output, queries, batch.masks, batch.annotated, self.text.vectors.to(self.device))
 
     def step_with_gradients(self, clip_norm: float | None = None) -> None:
         """One optimiser step with the gradients at hand, no longer than `clip_norm`; foreign class rows get none."""
@@ -135,7 +140,7 @@ class Trainer:
     def moments(self) -> Arrays:
         """AdamW's moments as `KEY@exp_avg` and `KEY@exp_avg_sq`, KEY of the state dict; empty before the first step."""
         return {
-            moment_key(key, kind): state[kind].numpy().copy()
+            moment_key(key, kind): state[kind].cpu().numpy().copy()
             for key, parameter in self._keys.items()
             if (state := self.optimizer.state.get(parameter))
             for kind in MOMENT_KINDS
@@ -146,9 +151,15 @@ class Trainer:
         self.optimizer.state.clear()
         for key, parameter in self._keys.items():
             if moment_key(key, MOMENT_KINDS[0]) in moments:
-                state = {kind: torch.from_numpy(np.array(moments[moment_key(key, kind)])) for kind in MOMENT_KINDS}
+                state = {
+                    kind: torch.from_numpy(np.array(moments[moment_key(key, kind)])).to(parameter.device)
+                    for kind in MOMENT_KINDS
+                }
                 state["exp_avg_sq"].clamp_(min=0)
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **state}
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(steps), device=parameter.device),  # the fused step wants it there
+                    **state,
+                }
 
 
 def model_arrays(model: DSM) -> Arrays:
@@ -160,7 +171,8 @@ def _query_dropout(queries: QuerySet, batch: int, config: TrainConfig, generator
     count, width = queries.text.shape
     keep = torch.rand(batch, count, generator=generator) >= config.text_only
     noise = torch.randn(batch, count, width, generator=generator) * (config.text_noise / width**0.5)
-    return QueryDropout(keep.to(queries.text.dtype), noise)
+    # Drawn on the CPU, whose numbers are the same on every machine.
+    return QueryDropout(keep.to(queries.text), noise.to(queries.text))
 
 
 def learning_rate(base: float, warmup: float, round: int, rounds: int) -> float:

@@ -40,6 +40,10 @@ class PatchBatch:
     annotated: Tensor
     names: tuple[str, ...]
 
+    def to(self, device: torch.device) -> PatchBatch:
+        """The same batch on a device."""
+        return PatchBatch(self.image.to(device), self.masks.to(device), self.annotated.to(device), self.names)
+
 
 class PatchSampler:
     """Draws patches: `data.foreground_share` of them around a voxel of a class, lesions twice as often as organs.
