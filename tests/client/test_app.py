@@ -86,7 +86,7 @@ def processes(monkeypatch):
         session.passes += 1
         return SimpleNamespace(arrays=arrays, metrics={"loss": session.passes, "num-cases": 1})
 
-    monkeypatch.setattr(porter, "site_session", lambda folder, config, text: table.sessions[table.now])
+    monkeypatch.setattr(porter, "site_session", lambda folder, config, text, device: table.sessions[table.now])
     monkeypatch.setattr(porter, "train_round", train_round)
     return table
 

@@ -54,7 +54,7 @@ def training(monkeypatch):
         moved["class_rows.evidence"] = arrays["class_rows.evidence"]
         return SimpleNamespace(arrays=moved, metrics={"loss": 1.0 / order.round, "num-cases": 1})
 
-    def site_session(folder, config, text):
+    def site_session(folder, config, text, device):
         nothing = {"optimizer_arrays": dict, "load_optimizer_arrays": lambda moments, steps=0: None}
         return SimpleNamespace(site=folder.name, **nothing)
 
