@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,14 +29,15 @@ from strategies.deployment.certificates import (
     key_openssh,
     key_pem,
     new_key,
-    read_certificate,
     read_key,
     signing_request,
 )
 from strategies.deployment.errors import DeploymentError
 from strategies.deployment.files import EVERYONE_READS, check_owner_only, make_private_folder, read_file, write_file
+from strategies.deployment.handshake import HandshakeError, check_coordinator
 from strategies.deployment.kit import SiteKit
-from strategies.tls import is_issued_by, is_key_of
+from strategies.deployment.succession import find_successor
+from strategies.tls import is_issued_by, is_key_of, read_certificates
 
 FOLDER = "site"
 KEYS = ("site.key", "site.ssh")
@@ -63,6 +65,10 @@ class Site:
     @property
     def ca_certificate(self) -> Path:
         return self.folder / "ca.crt"
+
+    def authorities(self) -> list[x509.Certificate]:
+        """The authorities that this site trusts, the newest first; several only while the authority is exchanged."""
+        return read_certificates(read_file(self.ca_certificate, "a certificate (PEM)"), f"{self.ca_certificate}")
 
     @property
     def key(self) -> Path:
@@ -165,8 +171,10 @@ def import_certificate(site: Site, path: Path) -> x509.Certificate:
     Raises:
         DeploymentError: another authority's certificate, another site's, or one for neither of this site's keys.
     """
-    certificate, authority = read_certificate(path), read_certificate(site.ca_certificate)
-    if not is_issued_by(certificate, authority):
+    certificate, *beside = read_certificates(read_file(path, "a certificate (PEM)"), f"{path}")
+    authorities = site.authorities()
+    successor = find_successor(certificate, beside, authorities)
+    if successor is None and not any(is_issued_by(certificate, authority) for authority in authorities):
         raise DeploymentError(
             f"{path} was not issued by the authority of {site.consortium}: found issuer "
             f"{common_name(certificate.issuer)!r}; ask the coordinator for the file that `dsm-server accept` wrote"
@@ -185,8 +193,28 @@ def import_certificate(site: Site, path: Path) -> x509.Certificate:
         for name in (*KEYS, site.request.name):
             (waiting / name).replace(site.folder / name)
         waiting.rmdir()
+    if successor is not None and successor not in authorities:
+        # Both, since the coordinator's own certificate is still of the old one; see forget_former_authorities.
+        write_file(site.ca_certificate, b"".join(map(certificate_pem, [successor, *authorities])), EVERYONE_READS)
     write_file(site.certificate, certificate_pem(certificate), EVERYONE_READS)
     return certificate
+
+
+def forget_former_authorities(site: Site) -> bool:
+    """Trust the newest authority only, once the coordinator answers under it; True where another was forgotten."""
+    newest, *former = site.authorities()
+    if not former:
+        return False
+    content = certificate_pem(newest)
+    with tempfile.NamedTemporaryFile(suffix=".crt") as alone:
+        alone.write(content)
+        alone.flush()
+        try:
+            check_coordinator(site.fleet, Path(alone.name))
+        except HandshakeError:
+            return False
+    write_file(site.ca_certificate, content, EVERYONE_READS)
+    return True
 
 
 def leave(site: Site) -> None:

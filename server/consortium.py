@@ -1,7 +1,7 @@
 """What is a consortium on disk? Its folder, the sites in it, and where each file lies.
 
 consortium.json            name, hosts, ports
-ca/                        ca.key, ca.crt, crl.pem: the authority and what it has revoked
+ca/                        ca.key, ca.crt, crl.pem: the authority, and what it has revoked; succession.pem
 server/                    server.key, server.crt: the coordinator's identity
 sites/NAME/                site.json, NAME.crt, NAME.pub: one site
 kits/                      archives made by `add-site`, one a site
@@ -24,11 +24,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from server.authority import Authority, alternative_name
-from strategies.deployment.certificates import certificate_pem, key_pem, new_key, read_certificate, read_key
+from strategies.deployment.certificates import certificate_pem, key_pem, new_key, read_key
 from strategies.deployment.errors import DeploymentError
 from strategies.deployment.files import EVERYONE_READS, make_private_folder, read_file, write_file
 from strategies.deployment.flower import LOOPBACK
 from strategies.deployment.kit import check_site_name
+from strategies.tls import is_key_of, read_certificates
 
 INVITED, ACCEPTED, REVOKED = "invited", "accepted", "revoked"
 FOLDER = "consortium"
@@ -88,6 +89,11 @@ class Consortium:
         return self.folder / "ca" / "crl.pem"
 
     @property
+    def succession(self) -> Path:
+        """The present authority with its predecessor's statement, for every certificate file; absent for the first."""
+        return self.folder / "ca" / "succession.pem"
+
+    @property
     def server_key(self) -> Path:
         return self.folder / "server" / "server.key"
 
@@ -129,12 +135,20 @@ class Consortium:
         return f"{_bracketed(self.hosts[0])}:{self.service_port}"
 
     def authority(self) -> Authority:
-        """The key that signs for this consortium.
+        """The key that signs for this consortium, with the certificate that is its own.
 
         Raises:
-            DeploymentError: its files are missing or readable by others.
+            DeploymentError: its files are missing, readable by others, or do not belong together.
         """
-        return Authority(read_key(self.ca_key), read_certificate(self.ca_certificate))
+        key = read_key(self.ca_key)
+        for certificate in self.authorities():
+            if is_key_of(key, certificate):
+                return Authority(key, certificate)
+        raise DeploymentError(f"{self.ca_key} is not the key of {self.ca_certificate}; bring both back from one copy")
+
+    def authorities(self) -> list[x509.Certificate]:
+        """The authorities that are trusted: the present one, and while it is exchanged the one before it."""
+        return read_certificates(read_file(self.ca_certificate, "a certificate (PEM)"), f"{self.ca_certificate}")
 
     def sites(self) -> dict[str, SiteRecord]:
         """Every site ever invited, by name; read anew at each call."""

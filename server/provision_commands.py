@@ -63,6 +63,9 @@ def add_commands(commands: Commands) -> None:
     revoke.set_defaults(run=_revoke)
 
     rotate = commands.add_parser("rotate", help="a new key and certificate for the coordinator")
+    rotate.add_argument(
+        "--authority", action="store_true", help="first step of another authority: new certificates for all sites"
+    )
     rotate.add_argument("--host", action="append", help="further name or address that the new certificate states")
     add_folder(rotate, "consortium")
     rotate.set_defaults(run=_rotate)
@@ -137,8 +140,24 @@ def _rotate(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from server.consortium import load_consortium, write_server_certificate
+    from server.succession import exchange_authority, forget_former_authorities, is_exchanging
 
     consortium = load_consortium(options.folder)
+    if options.authority:
+        files = exchange_authority(consortium)
+        _record(consortium, "authority exchanged", sites=", ".join(files))
+        print(
+            "\n".join(f"{path}" for path in files.values())
+            + "\n1. `dsm-server stop` and `start`: both authorities are known from then on\n"
+            "2. send each site its file; the site runs `dsm-site join --certificate FILE`\n"
+            "3. when all have: `dsm-server rotate`, then `stop` and `start`; the former authority ends there, and at "
+            "each site with its next `dsm-site start`"
+        )
+        return 0
+    if is_exchanging(consortium):
+        forget_former_authorities(consortium)
+        _record(consortium, "former authority forgotten")
+        print("the former authority is trusted no longer; a site that has not imported its new certificate is cut off")
     if options.host:
         consortium = replace(consortium, hosts=tuple(dict.fromkeys([*consortium.hosts, *options.host])))
     write_server_certificate(consortium, consortium.authority())
