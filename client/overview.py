@@ -53,6 +53,7 @@ class Overview:
             ceiling = self.settings.epsilon_ceiling
             rows = [
                 ("data", f"{self.settings.data}"),
+                ("device", self.settings.device),
                 ("may leave", ", ".join(allowed)),
                 ("epsilon", "not limited" if ceiling is None else f"at most {ceiling:g}, and never without"),
                 ("code", "this site's own only" if self.settings.code == "installed" else "whatever is sent"),
