@@ -12,6 +12,7 @@ from flwr.supercore.fab import Fab
 from server.consortium import Consortium
 from server.control import Control, ControlFault, open_control, settle_members
 from server.orders import Order
+from server.resume import stopped_runs
 from server.run_config import leave_order
 from strategies.deployment.errors import DeploymentError
 
@@ -90,16 +91,20 @@ def _await_end(
         except ControlFault as fault:
             if time.monotonic() - heard > SILENCE_S:
                 raise RunFault(
-                    f"run {run} is lost after {len(told)} rounds: {fault}, for {SILENCE_S:g} s; "
-                    "`dsm-server start --resume` goes on with it"
+                    f"run {run} is lost after {len(told)} rounds: {fault}, for {SILENCE_S:g} s{_way_on(folder)}"
                 ) from fault
             status = details = ""
         if status.startswith("finished"):
             _tell_rounds(folder, told, say)
             if status != COMPLETED:
-                raise RunFault(f"run {run} is {status} {details}".rstrip())
+                raise RunFault(f"run {run} is {status} {details}".rstrip() + _way_on(folder))
             return
         time.sleep(POLL_S)
+
+
+def _way_on(folder: Path) -> str:
+    can_go_on = folder in stopped_runs(folder.parent)
+    return f"; `dsm-server start --resume name={folder.name}` goes on with it" if can_go_on else ""
 
 
 def _tell_rounds(folder: Path, told: set[str], say: Say) -> None:

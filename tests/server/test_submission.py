@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from dsm_core.config import Config
 from server import submission
 from server.consortium import ACCEPTED, Consortium, SiteRecord, create_consortium
 from server.control import ControlFault, Node
 from server.orders import Order
+from server.resume import remember_config
 from server.run_config import ORDER, OVERRIDES
 from server.submission import RunFault, run_to_the_end
 
@@ -110,8 +112,12 @@ def test_sites_that_do_not_connect_are_named_and_no_run_begins(run):
     assert control.submitted == []
 
 
-def test_a_failed_run_is_an_error_with_flower_s_reason(run):
-    with pytest.raises(RunFault, match="run 7 is finished:failed below quorum"):
+def test_a_failed_run_is_an_error_with_flower_s_reason_and_the_way_on(run, tmp_path):
+    with pytest.raises(RunFault, match=r"run 7 is finished:failed below quorum$"):
+        run(FakeControl(statuses=[("finished:failed", "below quorum")]))
+    (tmp_path / "run").mkdir()
+    remember_config(tmp_path / "run", Config())
+    with pytest.raises(RunFault, match="below quorum; `dsm-server start --resume name=run` goes on with it"):
         run(FakeControl(statuses=[("finished:failed", "below quorum")]))
 
 
