@@ -14,6 +14,7 @@ from server.control import Control, ControlFault, open_control, settle_members
 from server.orders import Order
 from server.resume import stopped_runs
 from server.run_config import leave_order
+from server.waiting import HISTORY, LINE_EVERY_S, read_progress, wait_line
 from strategies.deployment.errors import DeploymentError
 
 POLL_S = 1.0
@@ -80,10 +81,14 @@ def _await_sites(control: Control, order: Order, tend: Callable[[], None], say: 
 def _await_end(
     consortium: Consortium, run: int, folder: Path, told: set[str], tend: Callable[[], None], say: Say
 ) -> None:
-    heard = time.monotonic()
+    heard = said = time.monotonic()
     while True:
         tend()
-        _tell_rounds(folder, told, say)
+        if _tell_rounds(folder, told, say):
+            said = time.monotonic()
+        if time.monotonic() - said >= LINE_EVERY_S:
+            said = time.monotonic()
+            _tell_wait(folder, say)
         try:
             with open_control(consortium) as control:
                 status, details = control.run_status(run)
@@ -107,16 +112,26 @@ def _way_on(folder: Path) -> str:
     return f"; `dsm-server start --resume name={folder.name}` goes on with it" if can_go_on else ""
 
 
-def _tell_rounds(folder: Path, told: set[str], say: Say) -> None:
-    """Say every line of the history that was not said; a resumed run takes lines back and writes them anew."""
-    for line in _history(folder):
-        if line not in told:
-            told.add(line)
-            say(_line(json.loads(line)))
+def _tell_rounds(folder: Path, told: set[str], say: Say) -> bool:
+    """Say every line of the history that was not said; a resumed run takes lines back and writes them anew.
+
+    True where there was one.
+    """
+    new = [line for line in _history(folder) if line not in told]
+    for line in new:
+        told.add(line)
+        say(_line(json.loads(line)))
+    return bool(new)
+
+
+def _tell_wait(folder: Path, say: Say) -> None:
+    progress = read_progress(folder)
+    if line := wait_line(progress, time.time() - progress.get("since", 0.0)):
+        say(line)
 
 
 def _history(folder: Path) -> list[str]:
-    path = folder / "history.jsonl"
+    path = folder / HISTORY
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]
 

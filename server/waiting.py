@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 PROGRESS = "progress.json"
 HISTORY = "history.jsonl"  # a line for every round that is done; beside it in the run folder
+WAITS = ("connecting", "enrolling", "training")  # phases that sites are awaited in
 LINE_EVERY_S = 30.0  # a line this often while sites are awaited
 SIGN_EVERY_S = 5.0  # a sign of life this often in the file
 
@@ -26,6 +27,14 @@ def read_progress(run: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def wait_line(progress: Mapping[str, Any], elapsed_s: float) -> str:
+    """For whom a run waits, as `progress.json` tells; empty where it waits for nobody."""
+    if progress.get("phase") not in WAITS:
+        return ""
+    sites = ", ".join(progress["waiting_for"]) or "sites to connect"
+    return f"round {progress['round']}: waiting for {sites} ({elapsed_s:.0f} s of {progress['deadline_s']:g} s)"
 
 
 def mark_finished(run: Path) -> None:
@@ -91,9 +100,7 @@ class Waiting:
 
     def line(self) -> str:
         """Such as `round 7: waiting for site_b, site_c (41 s of 600 s)`."""
-        elapsed = f"{time.monotonic() - self._started:.0f} s of {self._content['deadline_s']:g} s"
-        sites = ", ".join(self._content["waiting_for"]) or "sites to connect"
-        return f"round {self._content['round']}: waiting for {sites} ({elapsed})"
+        return wait_line(self._content, time.monotonic() - self._started)
 
     def end(self, phase: str, reason: str = "") -> None:
         """Nothing is awaited any more: `done` with the rounds, `finished` with the run, or `stopped` for a reason."""

@@ -1,6 +1,7 @@
 """A run begins when its sites are there, and every wait ends with the names of those that are not."""
 
 import json
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -96,6 +97,18 @@ def test_rounds_are_told_once_also_when_a_resumed_run_takes_one_back(run, tmp_pa
     again = HISTORY.replace(": 1,", ": 2,").replace("0.5", "0.25")
     _, said = run(FakeControl(), tend=lambda: history.write_text(HISTORY + again))
     assert [words for words in said if words.startswith("round")] == ["round 2: loss 0.25, 2.0 s, north; south: late"]
+
+
+def test_a_long_round_tells_for_whom_it_waits(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(submission, "LINE_EVERY_S", 0.0)
+    (tmp_path / "run").mkdir()
+    progress = {"phase": "training", "round": 3, "waiting_for": ["north"], "since": time.time() - 41, "deadline_s": 600}
+    (tmp_path / "run" / "progress.json").write_text(json.dumps(progress))
+    _, said = run(FakeControl())
+    assert "round 3: waiting for north (41 s of 600 s)" in said
+    (tmp_path / "run" / "progress.json").write_text(json.dumps(progress | {"phase": "finished", "waiting_for": []}))
+    _, said = run(FakeControl())
+    assert not any("waiting" in words for words in said)
 
 
 def test_a_run_that_its_killed_command_left_behind_is_stopped_before_another_begins(run):
