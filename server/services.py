@@ -17,6 +17,9 @@ from strategies.deployment.supervision import Service
 
 SUPERLINK, SUPEREXEC, TEXT_SERVICE = "superlink", "superexec", "text-service"
 NAMES = (PROXY, TEXT_SERVICE, SUPEREXEC, SUPERLINK)  # in the order in which they are asked to end
+# Flower silences gRPC in every process that imports it, and in what that one starts; why a handshake was refused is
+# said nowhere but in gRPC's own log.
+HANDSHAKES = {"GRPC_VERBOSITY": "INFO"}
 HEALTH_TIMEOUT_S = 2.0
 
 
@@ -70,7 +73,7 @@ def superexec(consortium: Consortium) -> Program:
 def text_service(consortium: Consortium) -> Program:
     """The gRPC service for text space, phrases, enrolment and progress; public, and needs no proxy."""
     command = (sys.executable, "-m", "server.cli", "service", "--folder", f"{consortium.folder}")
-    return Program(TEXT_SERVICE, command, port=consortium.service_port)
+    return Program(TEXT_SERVICE, command, HANDSHAKES, consortium.service_port)
 
 
 def _environment(consortium: Consortium) -> dict[str, str]:
