@@ -72,7 +72,8 @@ def add_commands(commands: Commands) -> None:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from server.consortium import Consortium, create_consortium
+    from server.consortium import Consortium
+    from server.founding import create_consortium
     from strategies.deployment.errors import DeploymentError
 
     flower_port = options.port if options.no_proxy else options.flower_port
@@ -139,7 +140,8 @@ def _revoke(options: argparse.Namespace) -> int:
 def _rotate(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from server.consortium import load_consortium, write_server_certificate
+    from server.consortium import load_consortium
+    from server.founding import write_server_certificate
     from server.succession import exchange_authority, forget_former_authorities, is_exchanging
 
     consortium = load_consortium(options.folder)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
-from server.consortium import ACCEPTED, INVITED, REVOKED, Consortium, SiteRecord, write_revocations
+from server.consortium import ACCEPTED, INVITED, REVOKED, Consortium, SiteRecord
+from server.founding import write_revocations
 from strategies.deployment.certificates import (
     certificate_pem,
     expiry_warning,

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from server.authority import Authority
-from server.consortium import Consortium, write_revocations
+from server.consortium import Consortium
+from server.founding import write_revocations
 from strategies.deployment.certificates import certificate_pem, key_pem, read_certificate
 from strategies.deployment.errors import DeploymentError
 from strategies.deployment.files import EVERYONE_READS, write_file

@@ -3,7 +3,8 @@
 import pytest
 
 from dsm_core.config import Config
-from server.consortium import ACCEPTED, Consortium, SiteRecord, create_consortium
+from server.consortium import ACCEPTED, Consortium, SiteRecord
+from server.founding import create_consortium
 from server.orders import new_order, resumed_order
 from server.resume import remember_config
 from strategies.deployment.errors import DeploymentError

@@ -8,8 +8,9 @@ import pytest
 
 from dsm_core.config import Config
 from server import submission
-from server.consortium import ACCEPTED, Consortium, SiteRecord, create_consortium
+from server.consortium import ACCEPTED, Consortium, SiteRecord
 from server.control import ControlFault, Node
+from server.founding import create_consortium
 from server.orders import Order
 from server.resume import remember_config
 from server.run_config import ORDER, OVERRIDES
