@@ -22,6 +22,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from client.site_file import SITE_FILE
 from strategies.deployment.certificates import (
     certificate_pem,
     common_name,
@@ -92,7 +93,7 @@ class Site:
     @property
     def settings(self) -> Path:
         """The site's own file, see `client.site_file`."""
-        return self.folder / "site.yaml"
+        return self.folder / SITE_FILE
 
     @property
     def audit(self) -> Path:

@@ -19,6 +19,7 @@ LEAVES = {
     "seconds": "how long a round took here",
 }
 CODE = ("installed", "any")
+SITE_FILE = "site.yaml"
 DEVICE = "cpu"
 DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 FIRST_PORT, LAST_PORT = 1024, 65535
