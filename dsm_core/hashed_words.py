@@ -104,6 +104,10 @@ class HashedWords:
         rows = [self._phrase(phrase) for phrase in phrases]
         return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(len(rows), self.width))
 
+    def left_out(self, phrase: str) -> str:
+        """Nothing: it reads a phrase of any length."""
+        return ""
+
     def _phrase(self, phrase: str) -> np.ndarray:
         words = content_words(phrase)
         vector = sum((self._word(word) for word in words), np.zeros(self.width))

@@ -131,8 +131,13 @@ def _open_scan(path: Path, allow_non_ct: bool) -> nibabel.Nifti1Image:
 
 def _predictor(checkpoint: Checkpoint, options: argparse.Namespace) -> Predictor:
     if options.text_weights:
-        model = checkpoint.text.encoder.removeprefix("open_clip ").split(" ")[0]
-        config = TextConfig(encoder="open_clip", model=model, weights=options.text_weights)
+        recipe, usual = checkpoint.text.recipe, TextConfig()
+        config = TextConfig(
+            encoder="open_clip",
+            model=recipe.model or usual.model,
+            weights=options.text_weights,
+            prompts=recipe.prompts or usual.prompts,
+        )
         checkpoint = replace(checkpoint, text=checkpoint.text.with_encoder(config))
     else:
         folder = options.phrase_cache or cache_folder()
