@@ -81,7 +81,9 @@ class Banks:
         config = path.read_text()
         with self._lock:
             if config not in self._encoders:
-                self._encoders = {config: load_phrase_encoder(TextConfig(**json.loads(config)))}  # one at a time: it is large
+                self._encoders = {
+                    config: load_phrase_encoder(TextConfig(**json.loads(config)))
+                }  # one at a time: it is large
             self._held[space.hash] = space.with_encoder(self._encoders[config])
             return self._held[space.hash]
 

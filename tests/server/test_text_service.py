@@ -114,7 +114,9 @@ def test_impossible_phrases_are_refused_with_the_limit(coordinator, stub, phrase
 
 
 def test_phrase_that_the_encoder_cannot_read_to_its_end_is_refused_saying_what(coordinator, stub, monkeypatch):
-    monkeypatch.setattr(HashedWords, "left_out", lambda encoder, phrase: "of the bile duct" if "stone" in phrase else "")
+    monkeypatch.setattr(
+        HashedWords, "left_out", lambda encoder, phrase: "of the bile duct" if "stone" in phrase else ""
+    )
     request = wire.EncodeRequest(bank_hash=coordinator.space.hash, phrases=["abscess", "stone of the bile duct"])
     code, reason = refused(stub.Encode, request)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
