@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsm_core.classes import ATLAS, ClassKind, normalise_name
+from dsm_core.classes import ATLAS, ORGAN_ADJECTIVES, ClassKind, normalise_name
 
 HASHED_WORDS = "hashed words (deterministic, not CLIP)"
 
@@ -22,27 +22,7 @@ class TextSpaceError(ValueError):
     """A phrase, an encoder or a saved text space that cannot be used; the message says what was found and wanted."""
 
 
-# Adjectives and word forms that mean one anatomical noun.
-_WORD_FORMS = {
-    "renal": "kidney",
-    "hepatic": "liver",
-    "splenic": "spleen",
-    "pancreatic": "pancreas",
-    "aortic": "aorta",
-    "duodenal": "duodenum",
-    "rectal": "rectum",
-    "colonic": "colon",
-    "colorectal": "colon",
-    "gastric": "stomach",
-    "pulmonary": "lung",
-    "esophageal": "esophagus",
-    "oesophageal": "esophagus",
-    "intestinal": "intestine",
-    "bowel": "intestine",
-    "prostatic": "prostate",
-    "femoral": "femur",
-    "mandibular": "mandible",
-    "laryngeal": "larynx",
+_WORD_FORMS = ORGAN_ADJECTIVES | {
     "vertebra": "vertebrae",
     "vertebral": "vertebrae",
     "spinal": "spine",
