@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dsm_core.classes import ClassInfo, ClassKind, describe_class
+from dsm_core.hashed_words import content_words
 from dsm_core.text_space import TextSpace, TextSpaceError
 
 _KINDS = ("cyst", "thrombus")  # every other lesion counts as a tumour
@@ -76,7 +77,8 @@ def with_composition(space: TextSpace) -> TextSpace:
 
 
 def _kind(info: ClassInfo) -> str:
-    return next((kind for kind in _KINDS if kind in info.name.split()), "tumor")
+    words = content_words(info.name)
+    return next((kind for kind in _KINDS if kind in words), "tumor")
 
 
 def _before_centring(direction: Tensor, mean: Tensor) -> Tensor:

@@ -195,8 +195,9 @@ def test_show_reads_the_text_space_of_a_checkpoint_or_a_site(text_space, tmp_pat
 
 
 def test_show_of_what_is_no_bank_says_so(text_space, tmp_path, by_hand):
-    for path in (tmp_path / "absent.safetensors", Path(__file__)):
-        code, said = text_space("show", path)
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    for name in ("absent.safetensors", "text.safetensors"):
+        code, said = text_space("show", tmp_path / name)
         assert code == 1
         assert "wants a safetensors file" in said
     assert "--neighbours wants 1 or more" in text_space("show", by_hand, "--neighbours", "0")[1]
