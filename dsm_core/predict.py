@@ -21,7 +21,8 @@ from dsm_core.device import DeviceError, find_device
 from dsm_core.inference import Prediction, Predictor
 from dsm_core.phrase_cache import cache_folder, with_cached_phrases
 from dsm_core.predict_arguments import add_arguments
-from dsm_core.text_space import TextSpaceError
+from dsm_core.text_composition import Composition, with_composition
+from dsm_core.text_space import TextSpace, TextSpaceError
 
 _ENDINGS = (".nii.gz", ".nii")
 
@@ -63,7 +64,7 @@ def _run(options: argparse.Namespace) -> None:
     for query, info in zip(queries, classes, strict=True):
         known = "a class of the model" if info.name in predictor.text.names else "a free phrase"
         host = f", host {info.host}" if info.host else ""
-        print(f"  {query!r}: {info.kind} {info.name!r}{host}, {known}")
+        print(f"  {query!r}: {info.kind} {info.name!r}{host}, {known}{_provenance(predictor.text, query)}")
     if options.dry_run:
         print(f"dry run: would write {options.output}")
         return
@@ -75,6 +76,15 @@ def _run(options: argparse.Namespace) -> None:
     for value, (query, volume_ml, presence) in enumerate(legend, start=1):
         print(f"  {value} = {query}: {volume_ml:.1f} ml, presence {presence:.2f}")
     print(*outputs, sep="\n")
+
+
+def _provenance(text: TextSpace, query: str) -> str:
+    """What is to be known of a phrase's vector."""
+    is_composed = isinstance(text.phrase_encoder, Composition) and text.unknown([query])
+    rest = text.left_out(query)
+    return (f"; vector {Composition.name}, since no text tower is at hand" if is_composed else "") + (
+        f"; too long for the text tower, not read: {rest!r}" if rest else ""
+    )
 
 
 def _sizes(lengths: Sequence[float]) -> str:
@@ -131,12 +141,17 @@ def _open_scan(path: Path, allow_non_ct: bool) -> nibabel.Nifti1Image:
 
 def _predictor(checkpoint: Checkpoint, options: argparse.Namespace) -> Predictor:
     if options.text_weights:
-        model = checkpoint.text.encoder.removeprefix("open_clip ").split(" ")[0]
-        config = TextConfig(encoder="open_clip", model=model, weights=options.text_weights)
+        recipe, usual = checkpoint.text.recipe, TextConfig()
+        config = TextConfig(
+            encoder="open_clip",
+            model=recipe.model or usual.model,
+            weights=options.text_weights,
+            prompts=recipe.prompts or usual.prompts,
+        )
         checkpoint = replace(checkpoint, text=checkpoint.text.with_encoder(config))
     else:
         folder = options.phrase_cache or cache_folder()
-        checkpoint = replace(checkpoint, text=with_cached_phrases(checkpoint.text, folder))
+        checkpoint = replace(checkpoint, text=with_composition(with_cached_phrases(checkpoint.text, folder)))
     try:
         device = find_device(options.device)
     except DeviceError as error:
