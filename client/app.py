@@ -47,7 +47,9 @@ def _answers_faults(handler: Handler) -> Handler:
             return messages.error_reply(messages.BUDGET_CODE, messages.BUDGET_REASON, message)
         except Exception as error:
             log.exception("the site could not answer %s", message.metadata.message_type)
-            reason = f"{type(error).__name__} at the site; its own log has the details"
+            # What the system says of a full or failing disk names no file.
+            cause = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+            reason = f"{type(error).__name__}{cause} at the site; its own log has the details"
             return messages.error_reply(messages.FAULT_CODE, reason, message)
 
     return answer

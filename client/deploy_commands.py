@@ -48,8 +48,8 @@ def _start(options: argparse.Namespace) -> int:
         Ended,
         endable,
         go_on_in_background,
-        now,
         running_as,
+        say,
         tell_ready,
     )
     from strategies.deployment.handshake import check_coordinator
@@ -71,9 +71,6 @@ def _start(options: argparse.Namespace) -> int:
         pid = go_on_in_background(place, MODULE, [w for w in options.words if w != "--detach"], READY_TIMEOUT_S)
         print(f"{site.name} is connected, process {pid}; `dsm-site status` shows it, `dsm-site stop` ends it")
         return 0
-
-    def say(words: str) -> None:
-        print(f"{now()} {words}", flush=True)
 
     try:
         with endable(), running_as(place, SUPERVISOR):

@@ -68,7 +68,7 @@ def _start(options: argparse.Namespace) -> int:
     from server.orders import new_order, resumed_order
     from server.provisioning import expiry_warnings
     from server.services import coordinator_services, place_of
-    from strategies.deployment.daemon import SUPERVISOR, Ended, endable, go_on_in_background, now
+    from strategies.deployment.daemon import SUPERVISOR, Ended, endable, go_on_in_background, say
     from strategies.deployment.processes import running_pid
     from strategies.deployment.supervision import Supervisor
     from strategies.deployment.units import render
@@ -89,9 +89,6 @@ def _start(options: argparse.Namespace) -> int:
         pid = go_on_in_background(place, MODULE, words, READY_TIMEOUT_S, RUN if has_services else SUPERVISOR)
         print(f"the coordinator runs as process {pid}; `dsm-server status` shows it, `dsm-server stop` ends it")
         return 0
-
-    def say(words: str) -> None:
-        print(f"{now()} {words}", flush=True)
 
     supervisor = None
     if not has_services:

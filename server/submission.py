@@ -14,12 +14,14 @@ from server.control import Control, ControlFault, open_control, settle_members
 from server.orders import Order
 from server.resume import stopped_runs
 from server.run_config import leave_order
-from server.waiting import HISTORY, LINE_EVERY_S, read_progress, wait_line
+from server.waiting import HISTORY, LINE_EVERY_S, mark_stopped, read_progress, wait_line
 from strategies.deployment.errors import DeploymentError
 
 POLL_S = 1.0
 SILENCE_S = 300.0  # the SuperLink may be down this long, as while it is started anew
 COMPLETED = "finished:completed"
+_NO_HEARTBEAT = "No heartbeat"  # Flower's details of a run whose process it misses
+_SILENT_END = "its process ended without a word: killed, or out of memory"
 
 Say = Callable[[str], None]
 
@@ -54,8 +56,9 @@ def run_to_the_end(consortium: Consortium, order: Order, fab: Fab, tend: Callabl
     say(f"run {run} of {order.sites} sites; results go to {order.folder}")
     try:
         _await_end(consortium, run, order.folder, told, tend, say)
-    except BaseException:
+    except BaseException as error:
         _stop_quietly(consortium, run)
+        mark_stopped(order.folder, f"{error}" or type(error).__name__)
         raise
     return order.folder
 
@@ -102,7 +105,8 @@ def _await_end(
         if status.startswith("finished"):
             _tell_rounds(folder, told, say)
             if status != COMPLETED:
-                raise RunFault(f"run {run} is {status} {details}".rstrip() + _way_on(folder))
+                reason = mark_stopped(folder, _SILENT_END if _NO_HEARTBEAT in details else details or status)
+                raise RunFault(f"run {run} is {status}: {reason}{_way_on(folder)}")
             return
         time.sleep(POLL_S)
 

@@ -42,6 +42,16 @@ def mark_finished(run: Path) -> None:
     _write(run / PROGRESS, read_progress(run) | {"phase": "finished"})
 
 
+def mark_stopped(run: Path, reason: str) -> str:
+    """Say in `progress.json` of a run whose process is gone that it has stopped; why, as it told itself if it could."""
+    progress = read_progress(run)
+    if progress.get("phase") == "stopped" and progress.get("reason"):
+        return f"{progress['reason']}"
+    if progress and progress["phase"] != "finished":
+        _write(run / PROGRESS, progress | {"phase": "stopped", "reason": reason})
+    return reason
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
     part = path.with_name(f".{PROGRESS}.part")
     # Only to be looked at: not worth a sync, and a full disk must not stop a round here.

@@ -15,6 +15,7 @@ from server.orders import Order
 from server.resume import remember_config
 from server.run_config import ORDER, OVERRIDES
 from server.submission import RunFault, run_to_the_end
+from server.waiting import Waiting, read_progress
 
 HISTORY = '{"round": 1, "loss": 0.5, "seconds": 2.0, "sites": ["north"], "refused": {}, "failed": {"south": "late"}}\n'
 
@@ -127,12 +128,31 @@ def test_sites_that_do_not_connect_are_named_and_no_run_begins(run):
 
 
 def test_a_failed_run_is_an_error_with_flower_s_reason_and_the_way_on(run, tmp_path):
-    with pytest.raises(RunFault, match=r"run 7 is finished:failed below quorum$"):
+    with pytest.raises(RunFault, match=r"run 7 is finished:failed: below quorum$"):
         run(FakeControl(statuses=[("finished:failed", "below quorum")]))
     (tmp_path / "run").mkdir()
     remember_config(tmp_path / "run", Config())
     with pytest.raises(RunFault, match="below quorum; `dsm-server start --resume name=run` goes on with it"):
         run(FakeControl(statuses=[("finished:failed", "below quorum")]))
+
+
+def test_a_run_whose_process_vanished_is_marked_and_how_it_goes_on_is_told(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    remember_config(tmp_path / "run", Config())
+    waiting = Waiting(tmp_path / "run")
+    waiting.begin("training", 2, 3, ["north"], 60)
+    vanished = FakeControl(statuses=[("finished:failed", "No heartbeat received from the task")])
+    with pytest.raises(RunFault, match=r"its process ended without a word: .* `dsm-server start --resume name=run`"):
+        run(vanished)
+    assert read_progress(tmp_path / "run")["phase"] == "stopped"
+    assert "killed, or out of memory" in read_progress(tmp_path / "run")["reason"]
+
+
+def test_why_a_run_stopped_is_told_in_its_own_words(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    Waiting(tmp_path / "run").end("stopped", "round 2: 0 of 2 sites")
+    with pytest.raises(RunFault, match=r"run 7 is finished:failed: round 2: 0 of 2 sites$"):
+        run(FakeControl(statuses=[("finished:failed", "Unhandled exception")]))
 
 
 def test_a_superlink_that_is_started_anew_is_waited_for(run):
