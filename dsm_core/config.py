@@ -212,8 +212,11 @@ class TextConfig:
 
     def with_absolute_paths(self) -> TextConfig:
         """The same for a process that works in another folder."""
-        files = {key: value for key, value in (("weights", self.weights), ("bank", self.bank)) if value}
-        return replace(self, **{key: os.path.abspath(value) for key, value in files.items() if Path(value).exists()})
+
+        def absolute(value: str | None) -> str | None:
+            return os.path.abspath(value) if value and Path(value).exists() else value
+
+        return replace(self, weights=absolute(self.weights), bank=absolute(self.bank))
 
 
 @dataclass

@@ -42,7 +42,8 @@ class TextTower:
         except ImportError as error:
             raise TextSpaceError("text.encoder=open_clip wants the package open_clip_torch: install it") from error
         files = find_tower(model, weights)
-        self._tower, self._tokenizer, self._prompts = _build(files), _tokenizer(files), tuple(prompts)
+        self._tower: Any = _build(files)
+        self._tokenizer, self._prompts = _tokenizer(files), tuple(prompts)
         count = f"{len(prompts)} prompts" if len(prompts) > 1 else "1 prompt"
         self.name = f"open_clip {files.label}, {count}"
 
