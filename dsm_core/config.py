@@ -195,9 +195,13 @@ class PhantomConfig:
     held_out: int = 16  # held-out cases per site, with the full truth
     size_mm: tuple[float, ...] = (320.0, 256.0, 256.0)
     lesion_shapes: str | None = None  # a folder of KiTS style label maps: their tumours instead of drawn ones
+    contrast: str = "portal"  # portal | native: scanned with contrast agent, or without
 
     def __post_init__(self) -> None:
         self.size_mm = tuple(self.size_mm)
+        _require(
+            self.contrast in ("portal", "native"), f"phantom.contrast wants portal or native, found {self.contrast!r}"
+        )
         _require(self.cases > 0 and self.held_out > 0, "phantom.cases and phantom.held_out want at least 1")
         _require(
             len(self.size_mm) == 3 and all(s >= low for s, low in zip(self.size_mm, (240, 200, 200), strict=True)),
