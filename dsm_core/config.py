@@ -219,7 +219,8 @@ class Config:
     sites: int = 4  # generated sites; ignored when sites_dir is given
     sites_dir: str | None = None  # a folder of site folders
     eval_dir: str | None = None  # held-out truth: one folder for all sites, or one sub-folder a site
-    rounds: int = 100
+    rounds: int = 100  # 0 with `start`: that checkpoint alone is scored
+    start: str | None = None  # a checkpoint folder to start from; under privacy it must be public, or paid for already
     resume: str | None = None  # folder of a run that was stopped: goes on with that run's own configuration
     compare: str = "local"  # none | local | all
     threads: int = 0  # sites trained, or cases scored, side by side; 0 = one a core
@@ -236,7 +237,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.sites > 0, f"sites wants at least 1, found {self.sites}")
-        _require(self.rounds > 0, f"rounds wants at least 1, found {self.rounds}")
+        least = 0 if self.start else 1
+        _require(self.rounds >= least, f"rounds wants at least 1 (0 with start=CHECKPOINT), found {self.rounds}")
         _require(self.threads >= 0, f"threads wants 0 (one a core) or more, found {self.threads}")
         _require(self.nsd_tolerance_mm > 0, f"nsd_tolerance_mm wants mm above 0, found {self.nsd_tolerance_mm}")
         _require(self.compare in ("none", "local", "all"), f"compare wants none, local or all, found {self.compare!r}")

@@ -37,6 +37,7 @@ def remember_config(run: Path, config: Config) -> None:
     for part, key in (
         (content, "sites_dir"),
         (content, "eval_dir"),
+        (content, "start"),
         (content["text"], "bank"),
         (content["text"], "weights"),
     ):
