@@ -30,10 +30,8 @@ from simulations.overlays import Overlay, save_overlays
 from simulations.provenance import portable_word
 from simulations.report import write_report
 from simulations.results import RunFolder
-from simulations.site_sources import Sites, find_sites
+from simulations.site_sources import Sites, find_sites, with_held_out
 from strategies.query_fedavg import ServerState
-
-HELD_OUT = 0.2  # share of each site's cases that is scored when no eval_dir is given
 
 
 def simulate(config: Config, command: Sequence[str], resume: Path | None = None) -> Path | None:
@@ -46,8 +44,7 @@ def simulate(config: Config, command: Sequence[str], resume: Path | None = None)
     Returns:
         The report's path; None after a dry run, which writes no run folder.
     """
-    if config.sites_dir and not config.eval_dir and not config.data.held_out:
-        config = replace(config, data=replace(config.data, held_out=HELD_OUT))
+    config = with_held_out(config)
     seconds: dict[str, float] = {}
     start = read_start(config)
     with _timed(seconds, "sites"):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from simulations.curves import Style, site_styles
+from simulations.sweep.audited import AuditedBound
 from simulations.sweep.plan import ALONE, OPEN
-from simulations.sweep.results import AuditedBound, Group, Interval
+from simulations.sweep.results import Group, Interval
 
 WIDTH, HEIGHT = 860, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 16, 48
+
+Pixel = Callable[[float], float]
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def epsilon_chart(groups: Sequence[Group], audited: Sequence[AuditedBound]) -> E
     )  # fmt: skip
 
 
-def _mark(group: Group, score: Interval, bound: AuditedBound | None, to_x, to_y) -> Mark:  # type: ignore[no-untyped-def]
+def _mark(group: Group, score: Interval, bound: AuditedBound | None, to_x: Pixel, to_y: Pixel) -> Mark:
     half = score.half
     spread = "" if half is None else f" ± {half:.3f} ({score.runs} runs)"
     audit = "" if bound is None else f"; an audit shows at least {bound.lower_bound:.2f}"

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dsm_core.config import Config, ConfigError, compose_config
 
@@ -38,6 +39,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
         "public.rounds=40",
     ),
 }  # fmt: skip
+_PRIVATE = ("sites_dir", "eval_dir", "data.held_out")  # where the private patients are; never taken over as public
 _EVERY_RUN = ("compare=none", "overlays=0")  # unless asked for otherwise
 
 
@@ -118,8 +120,11 @@ def plan_sweep(words: Sequence[str]) -> Plan:
         raise SweepError(f"{PUBLIC}checkpoint names a start and {', '.join(public)} would train one; leave one of them")
     fixed = {key: word for key, word in kept.items() if key not in swept and key != EPSILON}
     points = _points([list(run) for batch in runs for run in batch], swept, has_start=bool(public or checkpoint))
-    public_words = {**fixed, **{key.removeprefix(PUBLIC): word.removeprefix(PUBLIC) for key, word in public.items()}}
+    public_words = {key: word for key, word in fixed.items() if key not in _PRIVATE}
+    public_words |= {key.removeprefix(PUBLIC): word.removeprefix(PUBLIC) for key, word in public.items()}
     _check([*((p.name, p.words) for p in points), *([("public", tuple(public_words.values()))] if public else [])])
+    if public:
+        _refuse_private_patients(compose_config(list(public_words.values())), points)
     settings: Config = compose_config([word for key, word in own.items() if key != "name"])
     return Plan(
         own["name"].partition("=")[2] if "name" in own else None,
@@ -130,6 +135,30 @@ def plan_sweep(words: Sequence[str]) -> Plan:
         checkpoint.partition("=")[2] if checkpoint else None,
         tuple(sorted([*fixed.values(), *public.values(), *([checkpoint] if checkpoint else [])])),
     )
+
+
+def _refuse_private_patients(public: Config, points: Sequence[Point]) -> None:
+    """Public data are other patients: another seed where both are generated, another folder where neither is."""
+    for point in points:
+        private = _composed(point.words)
+        if public.sites_dir is None and private.sites_dir is None and public.seed == private.seed:
+            raise SweepError(
+                f"public.seed={public.seed} generates the very patients of {point.name}; public data must be others, "
+                f"set another public.seed"
+            )
+        if (
+            public.sites_dir
+            and private.sites_dir
+            and Path(public.sites_dir).resolve() == Path(private.sites_dir).resolve()
+        ):
+            raise SweepError(
+                f"public.sites_dir={public.sites_dir} is what {point.name} trains privately on; name another"
+            )
+
+
+def _composed(words: Sequence[str]) -> Config:
+    """The configuration of a run; one of the start alone counts no rounds, which only a start allows."""
+    return compose_config([word for word in words if word != "rounds=0"])
 
 
 def _with_preset(words: Sequence[str]) -> list[str]:
@@ -181,7 +210,7 @@ def _check(runs: Sequence[tuple[str, tuple[str, ...]]]) -> None:
     faults: dict[str, list[str]] = {}
     for name, words in runs:
         try:
-            compose_config([word if word != "rounds=0" else "rounds=1" for word in words])
+            _composed(words)
         except ConfigError as error:
             faults.setdefault(f"{error}", []).append(name)
     if faults:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from simulations.results import write_atomically
+from simulations.sweep.audited import audited_bounds
 from simulations.sweep.chart import epsilon_chart
 from simulations.sweep.plan import ALONE, OPEN
-from simulations.sweep.results import DONE, Group, Interval, Row, audited_bounds
+from simulations.sweep.results import DONE, Group, Interval, Row
 from simulations.sweep.runs import PUBLIC_RUN, Folder
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from simulations.reading import ReportError, read_run
 from simulations.results import write_atomically
 from simulations.summary import Cell, mean_score
+from simulations.sweep.audited import audited_bounds
 from simulations.sweep.plan import ALONE, OPEN, Plan, Point
 from simulations.sweep.runs import Folder
 
@@ -167,28 +168,6 @@ def _score(rows: Sequence[Row]) -> Interval | None:
 
 def _interval(rows: Sequence[Row], column: str) -> Interval | None:
     return Interval.of([value for row in rows if (value := getattr(row, column)) is not None])
-
-
-@dataclass(frozen=True)
-class AuditedBound:
-    """What attacks on models trained as privately have shown: epsilon is at least this, with this confidence."""
-
-    claimed: float
-    lower_bound: float
-    confidence: float
-
-
-def audited_bounds(folder: Folder) -> list[AuditedBound]:
-    """The best attack of each claim in the `audit.json` beside the runs; none where no audit lies there."""
-    path = folder.path / "audit.json"
-    if not path.exists():
-        return []
-    best: dict[float, AuditedBound] = {}
-    for found in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-        if found["claimed_epsilon"] is not None:
-            bound = AuditedBound(found["claimed_epsilon"], found["lower_bound"], found["confidence"])
-            best[bound.claimed] = max(bound, best.get(bound.claimed, bound), key=lambda one: one.lower_bound)
-    return [best[claimed] for claimed in sorted(best)]
 
 
 def write_table(folder: Folder, rows: Sequence[Row], groups: Sequence[Group]) -> None:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from dsm_core.config import ConfigError
 from simulations.provenance import portable_command, source_commit
 from simulations.results import write_atomically
-from simulations.sweep.plan import Plan, SweepError, plan_sweep
+from simulations.sweep.plan import Plan, Point, SweepError, plan_sweep
 from simulations.sweep.report import write_report
 from simulations.sweep.results import FAILED, format_rows, group_rows, read_rows, write_table
 from simulations.sweep.runs import PUBLIC_RUN, Folder, do_run, only_one, time_left_s
@@ -42,10 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         plan = plan_sweep(words)
         _print_plan(plan)
+        folder = Folder(Path(plan.out) / "sweeps" / (plan.name or time.strftime("%Y-%m-%d_%H-%M-%S")))
+        _check_ledgers([point for point in plan.points if not folder.is_finished(point.name)])
         if plan.dry_run:
             print("dry run: nothing trained, nothing written")
             return 0
-        folder = Folder(Path(plan.out) / "sweeps" / (plan.name or time.strftime("%Y-%m-%d_%H-%M-%S")))
         with only_one(folder) as lock:
             about = _begin(folder, plan, words)
             if reason := _pretrain(folder, plan, lock):
@@ -68,6 +69,20 @@ def _print_plan(plan: Plan) -> None:
     for point in plan.points:
         print(f"{point.kind:<12} {point.name}")
     print(f"{len(plan.points)} runs", flush=True)
+
+
+def _check_ledgers(points: Sequence[Point]) -> None:
+    if not any(word.startswith("sites_dir=") for point in points for word in point.words):
+        return
+    from client.ledger import LedgerFault
+    from dsm_core.data import DatalistError  # MONAI takes seconds to import
+    from simulations.sweep.own_ledgers import check_own_ledgers
+
+    try:
+        for line in check_own_ledgers(points):
+            print(line, flush=True)
+    except (LedgerFault, DatalistError) as fault:
+        raise SweepError(f"{fault}") from fault
 
 
 def _begin(folder: Folder, plan: Plan, words: Sequence[str]) -> dict[str, Any]:

@@ -159,8 +159,9 @@ def _reason(code: int, log: Path) -> str:
     said = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("dsm-simulate: ")]
     if said and code in (1, 2):
         return said[-1]
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    return f"{how}: {_last_line(log)[:200]}" if code > 0 else how
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with code {code} and no report: {_last_line(log)[:200]}"
 
 
 def time_left_s(points: Sequence[Point], infos: Mapping[str, Mapping[str, Any]]) -> float | None:

@@ -52,6 +52,16 @@ def test_public_words_change_the_public_run_only():
     assert (private.seed, private.rounds) == (0, 5)
 
 
+def test_private_patients_are_never_taken_for_public_ones(tmp_path):
+    plan = plan_sweep(["privacy.epsilon=1", f"sites_dir={tmp_path}", f"eval_dir={tmp_path}", *PUBLIC])
+    public = compose_config(plan.public)
+    assert (public.sites_dir, public.eval_dir) == (None, None)
+    with pytest.raises(SweepError, match=r"public\.seed=1 generates the very patients of epsilon=8-seed=1"):
+        plan_sweep(["privacy.epsilon=8", "seed=0,1", "public.seed=1", "public.phantom.contrast=native"])
+    with pytest.raises(SweepError, match="is what epsilon=1 trains privately on"):
+        plan_sweep(["privacy.epsilon=1", f"sites_dir={tmp_path}", f"public.sites_dir={tmp_path}/."])
+
+
 def test_of_a_word_said_twice_the_last_counts_so_that_presets_can_be_changed():
     plan = plan_sweep(["full", "privacy.epsilon=2", "seed=5", "phantom.cases=3"])
     assert [point.name for point in plan.points] == ["epsilon=2"]

@@ -7,10 +7,11 @@ import math
 
 import pytest
 
+from simulations.sweep.audited import AuditedBound
 from simulations.sweep.chart import epsilon_chart
 from simulations.sweep.plan import plan_sweep
 from simulations.sweep.report import write_report
-from simulations.sweep.results import AuditedBound, Group, Interval, group_rows, read_rows
+from simulations.sweep.results import Group, Interval, group_rows, read_rows
 
 ABOUT = {"name": "mine", "command": "dsm-sweep quick", "commit": "abc1234", "fixed": []}
 

@@ -9,16 +9,9 @@ import pytest
 
 from client.ledger import Charge, Ledger
 from client.privacy import PatientAccountant
+from simulations.sweep.audited import AuditedBound, audited_bounds
 from simulations.sweep.plan import plan_sweep
-from simulations.sweep.results import (
-    AuditedBound,
-    Interval,
-    audited_bounds,
-    format_rows,
-    group_rows,
-    read_rows,
-    write_table,
-)
+from simulations.sweep.results import Interval, format_rows, group_rows, read_rows, write_table
 
 WORDS = ("privacy.epsilon=8,inf", "privacy.trained=adapters,queries", "seed=0,1")
 
@@ -32,7 +25,7 @@ def cells(organ, lesion=0.1):
     }
 
 
-def test_interval_is_students(monkeypatch):
+def test_interval_is_students():
     assert Interval.of([]) is None
     assert Interval.of([0.5]) == Interval(0.5, None, 1)
     found = Interval.of([0.4, 0.5, 0.6])
