@@ -95,10 +95,6 @@ def plan_sweep(words: Sequence[str]) -> Plan:
     Raises:
         SweepError: words that are no overrides, no sweep or not for a sweep; settings that cannot be, all at once.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     kept = _last_of_each(_with_preset(words))
     own = {key: kept.pop(key) for key in _OWN if key in kept}
     public = {key: kept.pop(key) for key in list(kept) if key.startswith(PUBLIC)}
@@ -107,19 +103,12 @@ def plan_sweep(words: Sequence[str]) -> Plan:
     kept.setdefault(EPSILON, f"{EPSILON}=inf")
     for word in _EVERY_RUN:
         kept.setdefault(_key(word), word)
-    try:
-        overrides = OverridesParser.create().parse_overrides([*kept.values(), *public.values(), *own.values()])
-        swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
-        if single := sorted(key for key in swept if key in own or key in public):
-            raise SweepError(f"{', '.join(single)}: one value is wanted, a sweep has one name and one public start")
-        runs = BasicSweeper.split_arguments(overrides[: len(kept)], max_batch_size=None)
-    except HydraException as error:
-        raise SweepError(f"{error}".strip().splitlines()[0]) from error
+    runs, swept = _combinations(list(kept.values()), [*public.values(), *own.values()])
     checkpoint = public.pop(f"{PUBLIC}checkpoint", None)
     if checkpoint and public:
         raise SweepError(f"{PUBLIC}checkpoint names a start and {', '.join(public)} would train one; leave one of them")
     fixed = {key: word for key, word in kept.items() if key not in swept and key != EPSILON}
-    points = _points([list(run) for batch in runs for run in batch], swept, has_start=bool(public or checkpoint))
+    points = _points(runs, swept, has_start=bool(public or checkpoint))
     public_words = {key: word for key, word in fixed.items() if key not in _PRIVATE}
     public_words |= {key.removeprefix(PUBLIC): word.removeprefix(PUBLIC) for key, word in public.items()}
     _check([*((p.name, p.words) for p in points), *([("public", tuple(public_words.values()))] if public else [])])
@@ -135,6 +124,28 @@ def plan_sweep(words: Sequence[str]) -> Plan:
         checkpoint.partition("=")[2] if checkpoint else None,
         tuple(sorted([*fixed.values(), *public.values(), *([checkpoint] if checkpoint else [])])),
     )
+
+
+def _combinations(words: Sequence[str], single: Sequence[str]) -> tuple[list[list[str]], set[str]]:
+    """Words of each run as Hydra's own sweeper makes them, and the keys with several values.
+
+    Args:
+        single: further words, which may have one value only.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException, OverrideParseException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides([*words, *single])
+        if several := [o.key_or_group for o in parsed[len(words) :] if o.is_sweep_override()]:
+            raise SweepError(f"{', '.join(several)}: one value is wanted, a sweep has one name and one public start")
+        (runs,) = BasicSweeper.split_arguments(parsed[: len(words)], max_batch_size=None)
+    except OverrideParseException as error:
+        raise SweepError(f"{error.override} is no override: {f'{error}'.splitlines()[0]}") from error
+    except HydraException as error:
+        raise SweepError(f"{error}") from error
+    return runs, {override.key_or_group for override in parsed if override.is_sweep_override()}
 
 
 def _refuse_private_patients(public: Config, points: Sequence[Point]) -> None:

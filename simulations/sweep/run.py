@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dsm_core.config import ConfigError
-from simulations.provenance import portable_command, source_commit
+from simulations.provenance import portable_command, portable_word, source_commit
 from simulations.results import write_atomically
 from simulations.sweep.plan import Plan, Point, SweepError, plan_sweep
 from simulations.sweep.report import write_report
@@ -91,16 +91,17 @@ def _begin(folder: Folder, plan: Plan, words: Sequence[str]) -> dict[str, Any]:
     Raises:
         SweepError: the folder holds a sweep with other fixed words, or something else.
     """
+    fixed = [portable_word(word) for word in plan.fixed]
     if folder.about.exists():
         about = json.loads(folder.about.read_text(encoding="utf-8"))
-        if about["fixed"] != list(plan.fixed):
-            differing = sorted(set(about["fixed"]) ^ set(plan.fixed))
+        if about["fixed"] != fixed:
+            differing = sorted(set(about["fixed"]) ^ set(fixed))
             raise SweepError(
                 f"{folder.path} holds a sweep with other settings ({', '.join(differing)}); choose another name="
             )
         return about
     about = {"name": folder.path.name, "command": portable_command(["dsm-sweep", *words]), "commit": source_commit()[0]}
-    about["fixed"] = list(plan.fixed)
+    about["fixed"] = fixed
     write_atomically(folder.about, json.dumps(about, indent=1) + "\n")
     return about
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -33,16 +34,21 @@ def test_simulated_sites_have_nothing_to_compose(site):
     assert check_own_ledgers(points(site, "privacy.epsilon=1,8,inf")) == []
 
 
+def composed(site, *words):
+    (line,) = check_own_ledgers(points(site, *words))
+    return float(re.search(r"make epsilon ([\d.]+)", line)[1])
+
+
 def test_private_runs_compose_with_each_other_and_with_what_was_spent_before(site):
     ledger = Ledger(site / LEDGER_NAME, "hope", PatientAccountant())
-    ledger.create(epsilon=6.0, delta=0.01)
-    (line,) = check_own_ledgers(points(site, "privacy.epsilon=2,4,inf"))
-    assert "2 private runs on top of its 0 charges" in line
-    assert "ceiling is 6" in line
-    with pytest.raises(SweepError, match=r"hope keeps a ledger .* 4 private runs .* fewer private runs"):
-        check_own_ledgers(points(site, "privacy.epsilon=2,4", "seed=0,1"))
+    ledger.create(epsilon=20.0, delta=0.01)
+    one = composed(site, "privacy.epsilon=4,inf")
+    two = composed(site, "privacy.epsilon=2,4,inf")
+    assert 2 < one <= 4 < two < 6
     ledger.charge(Charge(0.5, 1.0, 5))
-    with pytest.raises(SweepError, match="on top of its 1 charges"):
+    assert composed(site, "privacy.epsilon=2,4") > two + 0.5
+    ledger.set_ceiling(two)
+    with pytest.raises(SweepError, match=r"hope keeps a ledger .* 2 private runs on top of its 1 charges .* fewer"):
         check_own_ledgers(points(site, "privacy.epsilon=2,4"))
 
 
