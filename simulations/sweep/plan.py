@@ -211,8 +211,8 @@ def _points(runs: Sequence[Sequence[str]], swept: set[str], has_start: bool) -> 
         others = {key: of_run[key].partition("=")[2] for key in of_run if key in swept and key != EPSILON}
         if epsilon == ALONE:
             others.pop("rounds", None)
-        parts = [f"epsilon={epsilon:g}", *(f"{key.rpartition('.')[2]}={value}" for key, value in others.items())]
-        name = "-".join(re.sub(r"[^\w.=+-]", "_", part) for part in parts)
+        parts = [f"epsilon_{epsilon:g}", *(f"{key.rpartition('.')[2]}_{value}" for key, value in others.items())]
+        name = "-".join(re.sub(r"[^\w.+-]", "_", part) for part in parts)  # Hydra wants quotes around anything else
         points.setdefault(name, Point(name, epsilon, others, tuple(of_run.values())))
     return tuple(sorted(points.values(), key=lambda point: list(point.swept.values())))
 

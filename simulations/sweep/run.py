@@ -30,7 +30,7 @@ from simulations.results import write_atomically
 from simulations.sweep.plan import Plan, Point, SweepError, plan_sweep
 from simulations.sweep.report import write_report
 from simulations.sweep.results import FAILED, format_rows, group_rows, read_rows, write_table
-from simulations.sweep.runs import PUBLIC_RUN, Folder, do_run, only_one, time_left_s
+from simulations.sweep.runs import PUBLIC_RUN, Folder, do_run, only_one, path_word, time_left_s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,7 +136,7 @@ _BAR = "{n_fmt}/{total_fmt} runs, {elapsed} | {desc} | {postfix}"
 
 def _start(folder: Folder, plan: Plan) -> list[str]:
     checkpoint = folder.public_checkpoint if plan.public else plan.checkpoint
-    return [f"start={checkpoint}"] if checkpoint else []
+    return [path_word("start", checkpoint)] if checkpoint else []
 
 
 def _conclude(folder: Folder, plan: Plan, about: dict[str, Any], say: Any = None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -107,12 +108,12 @@ def do_run(
     """
     run = folder.run(name)
     if run.exists() and not is_private and (run / "state" / "config.json").exists():
-        command = [f"resume={run}"]
+        command = [path_word("resume", run)]
     else:
         shutil.rmtree(run, ignore_errors=True)
         folder.runs.mkdir(parents=True, exist_ok=True)
         _share_sites(folder.runs, sites_out)
-        command = [*words, f"out={folder.runs}", f"name={name}"]
+        command = [*words, path_word("out", folder.runs), f"name={name}"]
     log = folder.path / "logs" / f"{name}.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as file:
@@ -136,6 +137,15 @@ def do_run(
     reason = _reason(process.returncode, log)
     folder.note_failure(name, reason)
     return reason
+
+
+def path_word(key: str, path: Path | str) -> str:
+    """An override that sets a key to a path, in quotes where Hydra's grammar wants them."""
+    text = f"{path}"
+    if re.fullmatch(r"[\w/.+@%-]+", text):
+        return f"{key}={text}"
+    quoted = text.replace("'", r"\'")
+    return f"{key}='{quoted}'"
 
 
 def _share_sites(runs: Path, sites_out: Path) -> None:

@@ -18,20 +18,21 @@ def names(*words):
 
 def test_every_combination_is_a_run_and_its_words_are_those_of_dsm_simulate():
     plan = plan_sweep(["privacy.epsilon=1,8", "seed=0,1", "rounds=7"])
-    assert {point.name for point in plan.points} == {f"epsilon={e}-seed={s}" for e in (1, 8) for s in (0, 1)}
-    config = compose_config(next(p.words for p in plan.points if p.name == "epsilon=8-seed=1"))
+    assert {point.name for point in plan.points} == {f"epsilon_{e}-seed_{s}" for e in (1, 8) for s in (0, 1)}
+    config = compose_config(next(p.words for p in plan.points if p.name == "epsilon_8-seed_1"))
     assert (config.privacy.mode, config.privacy.epsilon, config.seed, config.rounds) == ("dp_sgd", 8.0, 1, 7)
     assert (config.compare, config.overlays) == ("none", 0)
+    assert all(compose_config([f"name={point.name}"]).name == point.name for point in plan.points)
 
 
 def test_hydras_ranges_are_understood():
-    assert names("privacy.epsilon=4", "seed=range(0,3)") == ["epsilon=4-seed=0", "epsilon=4-seed=1", "epsilon=4-seed=2"]
+    assert names("privacy.epsilon=4", "seed=range(0,3)") == ["epsilon_4-seed_0", "epsilon_4-seed_1", "epsilon_4-seed_2"]
 
 
 def test_without_privacy_its_settings_make_no_difference_and_no_further_run():
     plan = plan_sweep(["privacy.epsilon=8,inf", "privacy.trained=everything,adapters", "seed=0,1"])
     open_runs = [point for point in plan.points if point.epsilon == math.inf]
-    assert [point.name for point in open_runs] == ["epsilon=inf-seed=0", "epsilon=inf-seed=1"]
+    assert [point.name for point in open_runs] == ["epsilon_inf-seed_0", "epsilon_inf-seed_1"]
     assert all(compose_config(point.words).privacy.mode == "none" for point in open_runs)
     assert len(plan.points) == 2 + 4
 
@@ -56,15 +57,15 @@ def test_private_patients_are_never_taken_for_public_ones(tmp_path):
     plan = plan_sweep(["privacy.epsilon=1", f"sites_dir={tmp_path}", f"eval_dir={tmp_path}", *PUBLIC])
     public = compose_config(plan.public)
     assert (public.sites_dir, public.eval_dir) == (None, None)
-    with pytest.raises(SweepError, match=r"public\.seed=1 generates the very patients of epsilon=8-seed=1"):
+    with pytest.raises(SweepError, match=r"public\.seed=1 generates the very patients of epsilon_8-seed_1"):
         plan_sweep(["privacy.epsilon=8", "seed=0,1", "public.seed=1", "public.phantom.contrast=native"])
-    with pytest.raises(SweepError, match="is what epsilon=1 trains privately on"):
+    with pytest.raises(SweepError, match="is what epsilon_1 trains privately on"):
         plan_sweep(["privacy.epsilon=1", f"sites_dir={tmp_path}", f"public.sites_dir={tmp_path}/."])
 
 
 def test_of_a_word_said_twice_the_last_counts_so_that_presets_can_be_changed():
     plan = plan_sweep(["full", "privacy.epsilon=2", "seed=5", "phantom.cases=3"])
-    assert [point.name for point in plan.points] == ["epsilon=2"]
+    assert [point.name for point in plan.points] == ["epsilon_2"]
     assert compose_config(plan.points[0].words).phantom.cases == 3
 
 
@@ -112,7 +113,7 @@ def test_one_fault_of_many_runs_is_said_once_with_their_names():
     with pytest.raises(SweepError) as fault:
         plan_sweep(["privacy.epsilon=1,2", "train.lr=-1"])
     assert f"{fault.value}".count("train.lr wants") == 1
-    assert "epsilon=1, epsilon=2" in f"{fault.value}"
+    assert "epsilon_1, epsilon_2" in f"{fault.value}"
 
 
 def test_sweep_is_known_again_by_its_fixed_words_whatever_is_swept():

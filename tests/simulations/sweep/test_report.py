@@ -44,9 +44,9 @@ def test_each_setting_has_a_line_and_no_private_run_no_chart():
 
 def test_report_holds_every_run_and_every_reason(folder, finish):
     plan = plan_sweep(["privacy.epsilon=0,1,8,inf", "public.seed=1"])
-    for name, organ in (("epsilon=0", 0.3), ("epsilon=8", 0.72), ("epsilon=inf", 0.8)):
+    for name, organ in (("epsilon_0", 0.3), ("epsilon_8", 0.72), ("epsilon_inf", 0.8)):
         finish(name, {("site_a", "liver", "local"): organ})
-    folder.note_failure("epsilon=1", "site_a refused: <budget>")
+    folder.note_failure("epsilon_1", "site_a refused: <budget>")
     (folder.path / "audit.json").write_text(
         json.dumps({"rows": [{"claimed_epsilon": 8.0, "lower_bound": 1.25, "confidence": 0.95}]})
     )

@@ -36,8 +36,8 @@ def test_interval_is_students():
 def test_scores_are_means_over_what_some_site_labels_and_shares_compare_with_training_without_privacy(folder, finish):
     plan = plan_sweep(WORDS)
     for seed, organ in ((0, 0.8), (1, 0.7)):
-        finish(f"epsilon=inf-seed={seed}", cells(organ))
-        finish(f"epsilon=8-trained=adapters-seed={seed}", cells(organ - 0.2))
+        finish(f"epsilon_inf-seed_{seed}", cells(organ))
+        finish(f"epsilon_8-trained_adapters-seed_{seed}", cells(organ - 0.2))
     groups = {(group.epsilon, group.label): group for group in group_rows(read_rows(folder, plan))}
     open_runs, adapters = groups[math.inf, ""], groups[8.0, "trained adapters"]
     assert open_runs.organs.mean == pytest.approx(0.8)
@@ -49,20 +49,20 @@ def test_scores_are_means_over_what_some_site_labels_and_shares_compare_with_tra
 
 def test_failed_and_missing_runs_are_named_and_a_run_that_succeeds_later_is_not(folder, finish):
     plan = plan_sweep(["privacy.epsilon=1,8,inf"])
-    finish("epsilon=inf", cells(0.8))
-    folder.note_failure("epsilon=1", "refused: budget")
+    finish("epsilon_inf", cells(0.8))
+    folder.note_failure("epsilon_1", "refused: budget")
     rows = read_rows(folder, plan)
     assert {row.name: row.status for row in rows} == {
-        "epsilon=1": "failed", "epsilon=8": "missing", "epsilon=inf": "done"
+        "epsilon_1": "failed", "epsilon_8": "missing", "epsilon_inf": "done"
     }  # fmt: skip
-    assert "FAILED epsilon=1: refused: budget" in format_rows(group_rows(rows), rows)
-    finish("epsilon=1", cells(0.5))
+    assert "FAILED epsilon_1: refused: budget" in format_rows(group_rows(rows), rows)
+    finish("epsilon_1", cells(0.5))
     assert [row.status for row in read_rows(folder, plan)].count("failed") == 0
 
 
 def test_spent_is_the_largest_of_the_sites_ledgers(folder, finish):
-    finish("epsilon=8", cells(0.6))
-    ledgers = folder.run("epsilon=8") / "ledgers" / "federated"
+    finish("epsilon_8", cells(0.6))
+    ledgers = folder.run("epsilon_8") / "ledgers" / "federated"
     ledgers.mkdir(parents=True)
     for site, steps in (("site_a", 10), ("site_b", 90)):
         ledger = Ledger(ledgers / f"{site}.jsonl", site, PatientAccountant())
@@ -83,7 +83,7 @@ def test_best_attack_of_each_claim_counts_and_the_one_without_privacy_does_not(f
 
 def test_table_is_json_that_every_reader_takes(folder, finish):
     plan = plan_sweep(["privacy.epsilon=8,inf"])
-    finish("epsilon=inf", cells(0.8))
+    finish("epsilon_inf", cells(0.8))
     rows = read_rows(folder, plan)
     write_table(folder, rows, group_rows(rows))
     content = json.loads(folder.table.read_text(), parse_constant=lambda name: pytest.fail(name))
