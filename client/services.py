@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from client.membership import Site
 from client.own_code import write_programs
@@ -46,7 +47,7 @@ def supernode(site: Site, settings: SiteSettings) -> Program:
         if set(f"{name}") & set("\"'"):
             raise DeploymentError(f"{name}: Flower cannot be told a path with a quotation mark; move the folder")
     command = (
-        flower_program("flower-supernode"),
+        *(sys.executable, "-m", "client.supernode"),
         *("--superlink", site.fleet, "--root-certificates", f"{site.ca_certificate}"),
         *("--auth-supernode-private-key", f"{site.flower_key}"),
         *("--node-config", f'{SITE_FILE}="{site.settings}" {SITE_NAME}="{site.name}" {AUDIT}="{site.audit}"'),

@@ -1,6 +1,7 @@
 """A consortium whose commands are typed as a person types them: processes of their own, in an empty folder."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -105,6 +106,14 @@ def processes_under(folder):
     return found
 
 
+def started_at(pid):
+    """When a process began, in seconds since 1970; infinite where it has ended."""
+    if not (stat := _read(f"/proc/{pid}/stat")):
+        return math.inf
+    ticks = int(stat.rpartition(b")")[2].split()[19])  # field 22 of proc(5), counted from the boot
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _read(path):
     with suppress(OSError):
         return Path(path).read_bytes()
@@ -143,12 +152,16 @@ class Run:
         return found
 
     def until_training(self, round, site="north"):
-        """Wait until a site works on its order; the processes of its app."""
+        """Wait until a site works on its order; the process of its app, not one of an earlier order that still ends."""
 
         def at_work():
             progress = read_progress(self.folder)
             is_asked = progress.get("phase") == "training" and progress["round"] == round
-            return is_asked and site in progress["waiting_for"] and self.consortium.apps(site, "clientapp")
+            if not is_asked or site not in progress["waiting_for"]:
+                return []
+            apps = [pid for pid in self.consortium.apps(site, "clientapp") if started_at(pid) > progress["since"]]
+            # Flower's part needs no PyTorch: where that is loaded, ours has begun.
+            return [pid for pid in apps if b"libtorch" in _read(f"/proc/{pid}/maps")]
 
         return self.until(at_work, f"{site} in round {round}")
 
@@ -162,6 +175,12 @@ class Run:
             return [record for record in self.history() if record["round"] > after and site in record["sites"]]
 
         return self.until(found, f"{site} to come back")[0]
+
+    def stop(self):
+        """End a run that has shown what it had to, as a person does with Ctrl-C."""
+        self.command.terminate()
+        assert self.command.wait(Run.patience_s) == 1, self.said
+        assert "ended by SIGTERM" in self.said
 
     def completes(self, rounds):
         """The history of the run, which has to complete."""

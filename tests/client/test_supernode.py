@@ -1,0 +1,65 @@
+"""Flower's SuperNode as a site runs it: a handshake that is cut off is tried again, and no deaf process stays behind."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from client.services import CONNECTED
+from strategies.deployment.certificates import key_pem, new_key
+from strategies.deployment.flower import free_port
+
+
+@pytest.fixture
+def balancer():
+    """A port where every connection is taken and closed at once; counts them."""
+    listener, taken = socket.create_server(("127.0.0.1", 0)), []
+
+    def take():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            taken.append(connection.getsockname())
+            connection.close()
+
+    threading.Thread(target=take, daemon=True).start()
+    yield listener.getsockname()[1], taken
+    listener.close()
+
+
+@pytest.fixture
+def supernode(authority, tmp_path):
+    """Starts a SuperNode against a port of this machine."""
+    key, started = tmp_path / "flower.key", []
+    key.write_bytes(key_pem(new_key()))
+
+    def start(port, module="client.supernode", *words):
+        command = [sys.executable, "-m", module, "--superlink", f"127.0.0.1:{port}", "--isolation", "process"]
+        command += ["--root-certificates", f"{authority.folder / 'ca.pem'}", "--auth-supernode-private-key", f"{key}"]
+        command += ["--port", f"{free_port()}", *words]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_handshake_that_is_cut_off_is_tried_again(supernode, balancer):
+    port, taken = balancer
+    process, deadline = supernode(port), time.monotonic() + 120
+    while len(taken) < 3:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    said = process.stdout.read()
+    assert "retrying in" in said
+    assert "handshake error" not in said
+    assert CONNECTED not in said
