@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from strategies.messages import LOSS, NUM_CASES, SECONDS, TrainOrder
 
 if TYPE_CHECKING:
     from client.trainer import Arrays, Trainer
-    from dsm_core.data import PatchSampler
+    from dsm_core.data import Volume
+    from dsm_core.objectives import FrozenMaps, SiteObjective
     from dsm_core.text_space import TextSpace
 
 _KEPT_SESSIONS = 64
@@ -41,7 +43,8 @@ class SiteSession:
     """A site in training."""
 
     datalist: Datalist
-    sampler: PatchSampler
+    maps: FrozenMaps
+    objective: SiteObjective
     trainer: Trainer
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
@@ -85,16 +88,20 @@ def open_datalist(site_dir: Path | str, config: Config) -> Datalist:
 def _open_session(site_dir: Path, config: Config, text: TextSpace, earlier: SiteSession | None) -> SiteSession:
     """A session; the volumes of an `earlier` one with another text space serve on."""
     from client.trainer import Trainer
-    from dsm_core.data import PatchSampler, SiteVolumes
+    from dsm_core.data import SiteVolumes
     from dsm_core.model import build_model
+    from dsm_core.objectives import FrozenMaps, make_objective
 
     if earlier is None:
         datalist = open_datalist(site_dir, config)
-        sampler = PatchSampler(SiteVolumes(datalist, config.data), datalist, config.data)
+        volumes: Sequence[Volume] = SiteVolumes(datalist, config.data)
     else:
-        datalist, sampler = earlier.datalist, earlier.sampler
-    trainer = Trainer(build_model(config.model, text), text, config.train, datalist.labelled_classes)
-    return SiteSession(datalist, sampler, trainer, config.privacy)
+        datalist, volumes = earlier.datalist, earlier.maps.volumes
+    model = build_model(config.model, text)
+    maps = FrozenMaps(model, text, volumes, config.data)
+    objective = make_objective("organs", maps, datalist, config)
+    assert objective is not None
+    return SiteSession(datalist, maps, objective, Trainer(model, objective, config.train), config.privacy)
 
 
 def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder, ledger_file: Path) -> TrainResult:
@@ -123,7 +130,7 @@ def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder, ledger_
         raise LedgerFault(f"{ledger_file} is this site's, so it trains privately only; the server asked for mode none")
     else:
         seed = StepSeed(order.seed, session.datalist.site, order.round)
-        losses = trainer.steps(session.sampler, order.local_steps, rate, seed)
+        losses = trainer.steps(order.local_steps, rate, seed)
         metrics = {
             NUM_CASES: len(session.datalist.annotated_cases),
             LOSS: losses["loss"],
@@ -137,4 +144,4 @@ def _train_privately(session: SiteSession, order: TrainOrder, rate: float, ledge
 
     ledger = Ledger(ledger_file, session.datalist.site, PatientAccountant())
     expected = session.trainer.config.batch
-    train_private_round(session.trainer, session.sampler, order, rate, expected, session.privacy, ledger)
+    train_private_round(session.trainer, session.objective, order, rate, expected, session.privacy, ledger)
