@@ -35,10 +35,17 @@ class ModelConfig:
     decoder_width: int = 48  # channels of the pixel decoder at 1/4 and below
     query_width: int = 64  # channels of a query
     mask_width: int = 32  # channels of the pixel map at 1/2, from which masks are read
+    prior_widths: tuple[int, ...] = (16, 32, 48)  # channels of the denoiser at 1/2, 1/4, 1/8
+    refine_steps: int = 1  # DDIM steps from noise to the healthy scan; 1 predicts it at once
+    lesion_width: int = 16  # channels of the map from which lesions are read
+    fusion: bool = True  # the denoiser's hidden map is fused into the lesion map
     scan_backend: str = "auto"  # auto | native | torch | cuda
 
     def __post_init__(self) -> None:
         self.widths, self.mamba_blocks = tuple(self.widths), tuple(self.mamba_blocks)
+        self.prior_widths = tuple(self.prior_widths)
+        _require(len(self.prior_widths) == 3, f"model.prior_widths wants 3 levels, found {len(self.prior_widths)}")
+        _require(self.refine_steps > 0, f"model.refine_steps wants at least 1, found {self.refine_steps}")
         _require(
             len(self.widths) == len(self.mamba_blocks) == 4,
             f"model.widths and model.mamba_blocks want 4 stages, found {len(self.widths)} and {len(self.mamba_blocks)}",
@@ -53,12 +60,13 @@ class DataConfig:
     spacing_mm: tuple[float, ...] = (4.0, 4.0, 4.0)
     intensity_hu: tuple[float, ...] = (-175.0, 250.0)  # window mapped to [0, 1]
     patch: tuple[int, ...] = (48, 48, 48)
+    crop: tuple[int, ...] = (32, 32, 32)  # voxels of a crop from which prior and tumour queries learn
     foreground_share: float = 2 / 3  # share of crops around a voxel of a labelled class; the others lie anywhere
     held_out: float = 0.0  # share of a site's cases kept out of training; dsm-simulate takes 0.2 without an eval_dir
 
     def __post_init__(self) -> None:
         self.spacing_mm, self.intensity_hu = tuple(self.spacing_mm), tuple(self.intensity_hu)
-        self.patch = tuple(self.patch)
+        self.patch, self.crop = tuple(self.patch), tuple(self.crop)
         _require(
             len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0,
             f"data.spacing_mm wants three positive lengths in mm, found {self.spacing_mm}",
@@ -66,6 +74,10 @@ class DataConfig:
         _require(
             len(self.patch) == 3 and all(p > 0 and p % 16 == 0 for p in self.patch),
             f"data.patch wants three multiples of 16 voxels, found {self.patch}",
+        )
+        _require(
+            len(self.crop) == 3 and all(c > 0 and c % 8 == 0 for c in self.crop),
+            f"data.crop wants three multiples of 8 voxels, found {self.crop}",
         )
         _require(
             len(self.intensity_hu) == 2 and self.intensity_hu[0] < self.intensity_hu[1],
@@ -76,10 +88,11 @@ class DataConfig:
 
 @dataclass
 class TrainConfig:
-    """Local training at a site; batch and rate are those of the organs, the later stages have rates of their own."""
+    """Local training at a site; `lr` is that of the organs, the later stages have rates of their own."""
 
     local_steps: int = 5  # optimiser steps of a site per round
-    batch: int = 2  # patches per step; under privacy, patients per step in every stage
+    batch: int = 2  # patches per step of the organs; under privacy, patients per step in every stage
+    crops: int = 8  # crops per step of prior and tumours
     lr: float = 2e-3  # base rate; sites that share moments step with sqrt(sites) times it
     weight_decay: float = 1e-4
     warmup: float = 0.05  # share of a stage's rounds with a rising learning rate
@@ -88,7 +101,10 @@ class TrainConfig:
     clip_norm: float = 1.0  # longest gradient of a step, L2 over all parameters
 
     def __post_init__(self) -> None:
-        _require(self.local_steps > 0 and self.batch > 0, "train.local_steps and train.batch want at least 1")
+        _require(
+            min(self.local_steps, self.batch, self.crops) > 0,
+            "train.local_steps, train.batch and train.crops want at least 1",
+        )
         _require(self.lr > 0, f"train.lr wants a positive number, found {self.lr}")
         _require(self.clip_norm > 0, f"train.clip_norm wants a positive number, found {self.clip_norm}")
         for name in ("warmup", "text_only"):

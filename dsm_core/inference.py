@@ -13,7 +13,6 @@ import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.inferers import sliding_window_inference
 from monai.transforms import SpatialResample
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
@@ -23,6 +22,7 @@ from dsm_core.classes import ClassInfo, ClassKind, describe_class
 from dsm_core.config import DataConfig
 from dsm_core.data.volumes import Volume, read_image
 from dsm_core.model import DSM, QuerySet
+from dsm_core.scan_reading import padded, read_organs
 from dsm_core.text_space import TextSpace, TextSpaceError
 
 _SLAB_VOXELS = 16_000_000  # voxels of the scan's own grid resampled at a time: a few hundred MB
@@ -71,42 +71,21 @@ def predict_volume(
     Returns:
         Probabilities (Q, X, Y, Z) float32, on the image's device, and presence (Q,), the largest over the windows.
     """
-    device = queries.text.device
-    presence = torch.zeros(len(queries.asked), device=device)
-
-    def answer(windows: Tensor) -> Tensor:
-        masks = windows.new_zeros(len(windows), len(queries.asked), *windows.shape[2:])
-        has_tissue = windows.flatten(1).amax(1) > 0
-        if has_tissue.any():
-            out = model.decode(model.encode_image(windows[has_tissue]), queries)
-            present = out.presence_logits.float().sigmoid()
-            torch.maximum(presence, present.amax(0), out=presence)
-            found = out.mask_logits.float().sigmoid()
-            if presence_gate:
-                found = found * (2 * present).clamp(max=1)[..., None, None, None]
-            masks[has_tissue] = found
-        return masks
-
-    was_training = model.training
-    model.eval()
-    try:
+    shape = image.shape[1:]
+    whole = padded(torch.as_tensor(image), data.patch)
+    reading, organs, presence = read_organs(model, whole, queries, data, overlap, progress)
+    if queries.asked_lesions:
         with torch.no_grad():
-            probabilities = sliding_window_inference(
-                torch.as_tensor(image)[None],
-                roi_size=data.patch,
-                # On CPU too: PyTorch has a fast 3-D convolution for batches, and a slow one for a single window.
-                sw_batch_size=4 if device.type == "cpu" else 8,
-                predictor=answer,
-                overlap=overlap,
-                mode="gaussian",
-                sw_device=device,
-                device=image.device,
-                progress=progress,
-            )
-    finally:
-        model.train(was_training)
-    assert isinstance(probabilities, Tensor)
-    return probabilities[0].as_subclass(Tensor), presence.to(image.device)
+            prompt = model.visual_prompt(whole[None], reading, queries.text[: queries.context])
+            found = model.find_tumors(prompt, queries)
+        organs = torch.cat([organs, found.mask_logits[0].sigmoid()])
+        presence = torch.cat([presence, found.presence_logits[0].sigmoid()])
+    placed = [*queries.asked_organs, *range(queries.organs, len(queries.names))]
+    order = [placed.index(i) for i in queries.asked]
+    probabilities, presence = organs[order], presence[order]
+    if presence_gate:
+        probabilities = probabilities * (2 * presence).clamp(max=1)[:, None, None, None]
+    return probabilities[:, : shape[0], : shape[1], : shape[2]], presence
 
 
 class Predictor:

@@ -23,8 +23,8 @@ class Moving:
 
     Attributes:
         prefixes: how the names of its tensors begin.
-        kinds: of the classes whose rows move; a site must have labelled one of them to teach this part. None: every scan
-            teaches it.
+        kinds: of the classes whose rows move; a site must have labelled one of them to teach this part. Without any,
+            every scan teaches it.
     """
 
     prefixes: tuple[str, ...]

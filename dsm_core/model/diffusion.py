@@ -48,7 +48,7 @@ class TimedBlock(nn.Module):
 class Denoiser(nn.Module):
     """A U-Net of three levels: noisy latent, what is visible, mask and anatomy -> clean latent and its uncertainty."""
 
-    def __init__(self, text_width: int, widths: tuple[int, int, int], organ_width: int = 8):
+    def __init__(self, text_width: int, widths: tuple[int, ...], organ_width: int = 8):
         super().__init__()
         top, middle, low = widths
         time = 2 * _TIME_WIDTH

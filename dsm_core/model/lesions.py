@@ -83,11 +83,13 @@ class TumorQueries(nn.Module):
 
     def __init__(self, text_width: int, width: int, features: int, hidden: int, map_width: int, fusion: bool):
         super().__init__()
+        self.feature_width = features
         self.to_query = TextToQuery(text_width, width)
         self.lesion = SharedVector(width)
         self.attention = nn.ModuleList(LesionAttention(width, features) for _ in range(2))
         self.norm = nn.LayerNorm(width)
         self.presence = nn.Linear(width, 1)
+        nn.init.constant_(self.presence.bias, -2.0)  # before any training, nothing is there
         self.to_text = MLP(width, width, text_width)
         self.path = LesionPath(hidden, map_width, fusion)
         self.head = LesionHead(width, map_width)

@@ -21,6 +21,22 @@ SPREADS = 3.0  # standard deviations of a residual or a deviation to one unit of
 
 
 @dataclass(frozen=True)
+class OrganReading:
+    """What the organ queries see in a scan.
+
+    Attributes:
+        probabilities: (B, O, 2X, 2Y, 2Z) of each organ of the context.
+        queries: (B, O + 1, Q) after grouping, the void last.
+        eighth, quarter: features, (B, F, X/4, Y/4, Z/4) and (B, F, X/2, Y/2, Z/2).
+    """
+
+    probabilities: Tensor
+    queries: Tensor
+    eighth: Tensor
+    quarter: Tensor
+
+
+@dataclass(frozen=True)
 class VisualPrompt:
     """A scan as the tumour queries see it. It carries no gradient to what it was made with.
 

@@ -20,18 +20,28 @@ class QuerySet:
     Attributes:
         names: Q names or phrases; the organs stand first.
         organs: how many of them are organs.
+        context: how many of the organs have been trained; they stand first, and a scan's anatomy is made of them.
         text: (Q, E) text vectors.
         row: (Q,) class row of a query, -1 for a phrase that has none.
-        host: (Q - organs, organs + 1) weights of a lesion's host organ; the last column means "anywhere".
+        host: (Q - organs, context + 1) weights of a lesion's host organ; the last column means "anywhere".
         asked: positions of the queries whose masks are wanted; the other organs only give context.
     """
 
     names: tuple[str, ...]
     organs: int
+    context: int
     text: Tensor
     row: Tensor
     host: Tensor
     asked: tuple[int, ...]
+
+    @property
+    def asked_organs(self) -> tuple[int, ...]:
+        return tuple(i for i in self.asked if i < self.organs)
+
+    @property
+    def asked_lesions(self) -> tuple[int, ...]:
+        return tuple(i for i in self.asked if i >= self.organs)
 
     @property
     def asked_names(self) -> tuple[str, ...]:
