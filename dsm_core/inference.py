@@ -40,7 +40,7 @@ class Prediction:
         presence: (Q,) probability that the class is in the scan.
         affine: (4, 4) float64, voxel -> mm, the scan's own.
         probabilities: (Q, X, Y, Z) float16, or None where they were not asked for.
-        anomaly: (X, Y, Z) float32, departure from healthy tissue in standard deviations; None where it was not asked for.
+        anomaly: (X, Y, Z) float32, departure from healthy tissue in standard deviations; None where not asked for.
         remarks: what the asker should know of this scan.
     """
 
