@@ -63,7 +63,8 @@ class Trainer:
             betas=(0.9, 0.99),
             fused=True,
         )
-        self._keys = named
+        keys = {id(tensor): key for key, tensor in self.model.state_dict(keep_vars=True).items()}
+        self._keys = {keys[id(parameter)]: parameter for parameter in named.values()}
         foreign = [i for i, name in enumerate(self.model.names) if name not in self.objective.rows]
         self._foreign = torch.tensor(foreign, dtype=torch.long)
 
