@@ -95,7 +95,8 @@ class DsmStep:
 
     @property
     def parameters(self) -> int:
-        return sum(p.numel() for p in self.trainer.model.parameters())
+        """Of what the step trains."""
+        return sum(p.numel() for p in self.trainer.model.parameters() if p.requires_grad)
 
     def whole(self) -> float:
         """One optimiser step as a site makes it; returns the loss before it."""
