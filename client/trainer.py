@@ -107,8 +107,7 @@ class Trainer:
 
     def load(self, arrays: Arrays) -> None:
         """Take over the tensors of a state dict; the arrays are copied."""
-        tensors = {name: torch.from_numpy(np.asarray(a)) for name, a in arrays.items() if MOMENT not in name}
-        self.model.load_state_dict(tensors)
+        load_arrays(self.model, arrays)
         self.objective.model_changed()
 
     def arrays(self) -> Arrays:
@@ -135,15 +134,20 @@ class Trainer:
 
 
 def model_arrays(model: DSM) -> Arrays:
-    """Every tensor that travels: the state dict of the model as numpy arrays of its own."""
+    """The state dict of the model as numpy arrays of its own."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
 
+def load_arrays(model: DSM, arrays: Arrays) -> None:
+    """Fill a model with the tensors of a state dict; the arrays are copied, and moments among them left out."""
+    model.load_state_dict({key: torch.from_numpy(np.asarray(a)) for key, a in arrays.items() if MOMENT not in key})
+
+
 def learning_rate(base: float, warmup: float, round: int, rounds: int) -> float:
-    """Warm-up for a share of the rounds, then cosine (Loshchilov & Hutter 2017) to 2 % of the base rate.
+    """Warm-up for a share of the rounds of a stage, then cosine (Loshchilov & Hutter 2017) to 2 % of its base rate.
 
     Args:
-        round: counts from 1.
+        round: counts from 1, within the stage.
     """
     rising = max(1, int(warmup * rounds + 0.5))
     if round <= rising:

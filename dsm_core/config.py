@@ -88,14 +88,14 @@ class DataConfig:
 
 @dataclass
 class TrainConfig:
-    """Local training at a site."""
+    """Local training at a site; `lr` is that of the organs, the later stages have rates of their own."""
 
     local_steps: int = 5  # optimiser steps of a site per round
-    batch: int = 2  # patches per step
-    crops: int = 8  # crops per step, of the prior and of the tumour queries
+    batch: int = 2  # patches per step of the organs; under privacy, patients per step in every stage
+    crops: int = 8  # crops per step of prior and tumours
     lr: float = 2e-3  # base rate; sites that share moments step with sqrt(sites) times it
     weight_decay: float = 1e-4
-    warmup: float = 0.05  # share of the rounds with a rising learning rate
+    warmup: float = 0.05  # share of a stage's rounds with a rising learning rate
     text_only: float = 0.3  # probability that a class row is dropped, so that its text alone is a working query
     text_noise: float = 0.05  # length of the noise added to a unit text vector
     clip_norm: float = 1.0  # longest gradient of a step, L2 over all parameters
@@ -111,13 +111,40 @@ class TrainConfig:
             _require(0 <= getattr(self, name) < 1, f"train.{name} wants a share in [0, 1), found {getattr(self, name)}")
 
 
+@dataclass
+class PriorConfig:
+    """The stage that learns what healthy tissue looks like, with the organ model frozen."""
+
+    rounds: int = 40  # 0 leaves the stage out
+    lr: float = 2e-3
+
+    def __post_init__(self) -> None:
+        _check_stage("prior", self)
+
+
+@dataclass
+class TumorsConfig:
+    """The stage that trains the tumour queries, with organ model and prior frozen."""
+
+    rounds: int = 40  # 0 leaves the stage out
+    lr: float = 2e-3
+
+    def __post_init__(self) -> None:
+        _check_stage("tumors", self)
+
+
+def _check_stage(name: str, stage: PriorConfig | TumorsConfig) -> None:
+    _require(stage.rounds >= 0, f"{name}.rounds wants 0 (leave the stage out) or more, found {stage.rounds}")
+    _require(stage.lr > 0, f"{name}.lr wants a positive number, found {stage.lr}")
+
+
 PRIVACY_MODES = ("none", "dp_sgd")
 TRAINED_PARTS = ("everything", "queries", "adapters")
 
 
 @dataclass
 class PrivacyConfig:
-    """What the patients of every site are promised about a whole run, and how it is kept.
+    """What the patients of every site are promised about a whole run, all its stages together, and how it is kept.
 
     A site counts its own patients, so it finds its own noise; its ledger may allow less than is asked here, never more.
     """
@@ -231,7 +258,7 @@ class Config:
     sites: int = 4  # generated sites; ignored when sites_dir is given
     sites_dir: str | None = None  # a folder of site folders
     eval_dir: str | None = None  # held-out truth: one folder for all sites, or one sub-folder a site
-    rounds: int = 100
+    rounds: int = 60  # of the first stage, organs; those of the others are prior.rounds and tumors.rounds
     resume: str | None = None  # folder of a run that was stopped: goes on with that run's own configuration
     compare: str = "local"  # none | local | all
     threads: int = 0  # sites trained, or cases scored, side by side; 0 = one a core
@@ -241,6 +268,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    tumors: TumorsConfig = field(default_factory=TumorsConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -248,7 +277,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.sites > 0, f"sites wants at least 1, found {self.sites}")
-        _require(self.rounds > 0, f"rounds wants at least 1, found {self.rounds}")
+        _require(self.rounds > 0, f"rounds wants at least 1, found {self.rounds}: every stage reads organs")
         _require(self.threads >= 0, f"threads wants 0 (one a core) or more, found {self.threads}")
         _require(self.nsd_tolerance_mm > 0, f"nsd_tolerance_mm wants mm above 0, found {self.nsd_tolerance_mm}")
         _require(self.compare in ("none", "local", "all"), f"compare wants none, local or all, found {self.compare!r}")

@@ -83,9 +83,9 @@ def run_table(progress: Progress, history: Sequence[Record], now: float) -> list
 
 
 def headline(progress: Progress, records: Sequence[Record], now: float) -> str:
-    """Such as `federated: round 7 of 100, training (41 s of 600 s), loss 0.812`."""
-    phase = progress["phase"]
-    parts = [f"round {progress['round']} of {progress['rounds']}", phase]
+    """Such as `federated: round 7 of 140 (organs), training (41 s of 600 s), loss 0.812`."""
+    phase, stage = progress["phase"], progress.get("stage")
+    parts = [f"round {progress['round']} of {progress['rounds']}" + f" ({stage})" * bool(stage), phase]
     if phase in WAITS and "since" in progress:
         parts[-1] += f" ({now - progress['since']:.0f} s of {progress['deadline_s']:g} s)"
     if records and records[-1].get("loss") is not None:
@@ -179,7 +179,8 @@ def changes(progress: Progress, history: Sequence[Record]) -> Iterator[str]:
             reasons = refusals(record) | record.get("failed", {})
             absent = "".join(f"; {site}: {reason}" for site, reason in sorted(reasons.items()))
             loss = "none" if record["loss"] is None else f"{record['loss']:.3f}"
-            done = f"{method}: round {record['round']} done in {record['seconds']:.1f} s"
+            stage = f" ({record['stage']})" if record.get("stage") else ""
+            done = f"{method}: round {record['round']}{stage} done in {record['seconds']:.1f} s"
             yield f"{done}: loss {loss}, {len(record['sites'])} sites{absent}"
     if progress["phase"] in WAITS:
         yield f"{method}: round {progress['round']}: {progress['phase']}, waiting for {_named(progress)}"

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.trainer import Arrays, StepSeed, Trainer, learning_rate
+from client.trainer import Arrays, StepSeed, Trainer, learning_rate, load_arrays
 from client.training import open_datalist
 from dsm_core.config import Config
 from dsm_core.data import Datalist, SiteVolumes
 from dsm_core.model import DSM, build_model
-from dsm_core.objectives import FrozenMaps, Objective, SiteObjective, make_objective
+from dsm_core.objectives import FrozenMaps, SiteObjective, make_objective
+from dsm_core.stages import MOVING, stages_of
 from dsm_core.text_space import TextSpace
+from server.members import EVIDENCE
 
-OnRound = Callable[[str, str, int, float], None]  # method, site, round, loss
+OnRound = Callable[[str, str, dict[str, Any]], None]  # method, site, and the round's number, stage and loss
 
 
 class PooledObjective:
@@ -58,49 +60,56 @@ def train_baselines(
 ) -> dict[str, dict[str, DSM]]:
     """Models by method and site: `local` (one a site, its own share of the steps) and, if asked, `pooled` (all steps).
 
+    Each goes through the stages of the run, with as many steps in each; a site that has labelled nothing of what a
+    stage trains leaves it out, as it does in the federation.
+
     Args:
         start: the tensors from which the federation starts too.
         on_round: called after every `local_steps` steps, from several threads.
     """
     volumes = {site: SiteVolumes(datalist, config.data) for site, datalist in datalists.items()}
 
-    def objective_of(site: str, model: DSM) -> SiteObjective:
-        maps = FrozenMaps(model, text, volumes[site], config.data)
-        objective = make_objective("organs", maps, datalists[site], config)
-        assert objective is not None
-        return objective
-
-    def train(method: str, site: str, cases: Mapping[str, int]) -> DSM:
+    def train(method: str, name: str, sites: Sequence[str]) -> DSM:
         if workers > 1:
             torch.set_num_threads(1)
-        rounds = config.rounds * (len(datalists) if method == "pooled" else 1)
         model = build_model(config.model, text)
-        objective: Objective
-        if method == "pooled":
-            objective = PooledObjective([objective_of(each, model) for each in datalists])
-        else:
-            objective = objective_of(site, model)
-        trainer = Trainer(model, objective, config.train)
-        trainer.load({**start, "class_rows.evidence": np.array([cases.get(n, 0) for n in text.names], np.float32)})
-        for round in range(1, rounds + 1):
-            rate = learning_rate(config.train.lr, config.train.warmup, round, rounds)
-            losses = trainer.steps(config.train.local_steps, rate, StepSeed(config.seed, site, round))
-            on_round(method, site, round, losses["loss"])
+        cases = [sum(datalists[site].evidence().get(n, 0) for site in sites) for n in text.names]
+        load_arrays(model, {**start, EVIDENCE: np.array(cases, np.float32)})
+        maps = {site: FrozenMaps(model, text, volumes[site], config.data) for site in sites}
+        done = 0
+        for stage in stages_of(config):
+            found = [make_objective(stage.name, maps[site], datalists[site], config) for site in sites]
+            teaching = [objective for objective in found if objective is not None]
+            if not teaching:
+                continue
+            trainer = Trainer(model, teaching[0] if method == "local" else PooledObjective(teaching), config.train)
+            trainer.objective.model_changed()
+            rounds = stage.rounds * len(teaching)
+            for round in range(1, rounds + 1):
+                rate = learning_rate(stage.lr, config.train.warmup, round, rounds)
+                seed = StepSeed(config.seed, name, done + round)
+                losses = trainer.steps(config.train.local_steps, rate, seed)
+                record = {"round": done + round, "stage": stage.name, "stage_round": round, "loss": losses["loss"]}
+                on_round(method, name, record)
+            done += rounds
         return model.eval()
 
     workers = config.threads or min(torch.get_num_threads(), len(datalists) + pooled)
     with ThreadPoolExecutor(workers) as pool:
-        jobs = {}
+        jobs = {("local", site): pool.submit(train, "local", site, [site]) for site in datalists}
         if pooled:
-            evidence = {n: sum(d.evidence().get(n, 0) for d in datalists.values()) for n in text.names}
-            jobs["pooled", "all"] = pool.submit(train, "pooled", "all", evidence)
-        for site, datalist in datalists.items():
-            jobs["local", site] = pool.submit(train, "local", site, datalist.evidence())
+            jobs["pooled", "all"] = pool.submit(train, "pooled", "all", list(datalists))
         models = {key: job.result() for key, job in jobs.items()}
     trained: dict[str, dict[str, DSM]] = {"local": {site: models["local", site] for site in datalists}}
     if pooled:
         trained["pooled"] = dict.fromkeys(datalists, models["pooled", "all"])
     return trained
+
+
+def rounds_at(config: Config, datalist: Datalist) -> int:
+    """Rounds that a site takes part in: those of the stages that it has labelled something for."""
+    kinds = {datalist.classes[name].kind for name in datalist.labelled_classes}
+    return sum(stage.rounds for stage in stages_of(config) if MOVING[stage.name].is_taught_by(kinds))
 
 
 def training_datalists(folders: Mapping[str, Path], config: Config) -> dict[str, Datalist]:

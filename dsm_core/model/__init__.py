@@ -6,7 +6,7 @@ from dsm_core.model.dsm import DSM, DSMOutput, Features, QueryDropout, build_mod
 from dsm_core.model.lesions import TumorAnswer
 from dsm_core.model.mamba import SampleWeight
 from dsm_core.model.prompt import OrganReading, VisualPrompt, stack_prompts
-from dsm_core.model.queries import QuerySet, Rows, SharedVector
+from dsm_core.model.queries import QuerySet, Rows, SharedVector, organs_meant
 from dsm_core.model.symmetry import Symmetry, draw_symmetry
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "build_model",
     "draw_corruption",
     "draw_symmetry",
+    "organs_meant",
     "stack_anatomies",
     "stack_prompts",
 ]

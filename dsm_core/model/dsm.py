@@ -22,7 +22,15 @@ from dsm_core.model.encoder import Encoder
 from dsm_core.model.layers import MLP
 from dsm_core.model.lesions import TumorAnswer, TumorQueries
 from dsm_core.model.prompt import OrganReading, VisualPrompt, visual_prompt
-from dsm_core.model.queries import ClassRows, QuerySet, SharedVector, TextToQuery, gather_rows, host_weights
+from dsm_core.model.queries import (
+    ClassRows,
+    QuerySet,
+    SharedVector,
+    TextToQuery,
+    gather_rows,
+    host_weights,
+    organs_meant,
+)
 from dsm_core.text_space import TextSpace
 
 
@@ -94,12 +102,13 @@ class DSM(nn.Module):
         self.prior = prior
         self.tumors = tumors
 
-    def query_set(self, names: Sequence[str], text: TextSpace) -> QuerySet:
+    def query_set(self, names: Sequence[str], text: TextSpace, host: str | None = None) -> QuerySet:
         """The queries for some names or phrases, with every trained organ beside them as context.
 
         Args:
             names: class names of the text space or free phrases; masks come back in this order.
             text: the shared text space.
+            host: organ of the lesions whose own host is unknown.
         """
         device = self.class_rows.evidence.device
         described = [describe_class(name) for name in names]
@@ -117,18 +126,20 @@ class DSM(nn.Module):
         vectors = text.encode([info.name for info in infos]).to(device) if infos else text.vectors[:0].to(device)
         position = {info.name: i for i, info in enumerate(infos)}
         rows = {name: i for i, name in enumerate(self.names)}
-        host = host_weights(vectors[len(organs) :], vectors[: len(context)])
+        hosts = host_weights(vectors[len(organs) :], vectors[: len(context)])
+        known = [info.name for info in context]
         for lesion, info in enumerate(lesions):
-            if position.get(info.host or "", len(context)) < len(context):
-                # Declared by a site or known to the atlas: no need to guess from the text.
-                host[lesion] = F.one_hot(torch.tensor(position[str(info.host)]), len(context) + 1)
+            if meant := organs_meant(info.host, known) or organs_meant(host, known):
+                # Declared by a site, known to the atlas, or said by whoever asks: no need to guess from the text.
+                hosts[lesion] = 0.0
+                hosts[lesion, meant] = 1.0
         return QuerySet(
             names=tuple(position),
             organs=len(organs),
             context=len(context),
             text=vectors,
             row=torch.tensor([rows.get(info.name, -1) for info in infos], dtype=torch.long, device=device),
-            host=host,
+            host=hosts,
             asked=tuple(position[info.name] for info in described),
         )
 

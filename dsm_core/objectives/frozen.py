@@ -18,12 +18,11 @@ from torch import Tensor
 from dsm_core.config import DataConfig
 from dsm_core.data import Volume
 from dsm_core.model import DSM, Anatomy, OrganReading, VisualPrompt
-from dsm_core.objectives.organs import ORGAN_PARTS
 from dsm_core.scan_reading import padded, read_organs
+from dsm_core.stages import MOVING, ORGANS, PRIOR
 from dsm_core.text_space import TextSpace
 
 _MOST_KEPT = 4 << 30  # bytes of one site's maps; beyond, those that were not asked for the longest are made again
-PRIOR_PARTS = ("prior.",)
 T = TypeVar("T")
 
 
@@ -73,9 +72,9 @@ class FrozenMaps:
 
     def _check(self) -> None:
         if not self._is_current:
-            organs = self._digest(ORGAN_PARTS)
+            organs = self._digest(MOVING[ORGANS].prefixes)
             self._anatomies.keep_only(organs)
-            self._prompts.keep_only(organs + self._digest(PRIOR_PARTS))
+            self._prompts.keep_only(organs + self._digest(MOVING[PRIOR].prefixes))
             self._is_current = True
 
     def _digest(self, parts: tuple[str, ...]) -> str:

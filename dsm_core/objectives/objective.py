@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from dsm_core.data import Datalist
 
-STAGES = ("organs", "prior", "tumors")  # in this order: each learns on what the ones before it have left
-
 
 class Objective(Protocol):
     """A stage as a trainer sees it.

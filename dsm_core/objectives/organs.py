@@ -15,18 +15,8 @@ from dsm_core.config import TrainConfig
 from dsm_core.data import Datalist, PatchBatch, join_patches
 from dsm_core.losses import organ_loss
 from dsm_core.model import DSM, QueryDropout, QuerySet
+from dsm_core.stages import MOVING, ORGANS
 from dsm_core.text_space import TextSpace
-
-ORGAN_PARTS = (
-    "encoder.",
-    "pixel_decoder.",
-    "class_rows.",
-    "text_to_query.",
-    "void.",
-    "grouping.",
-    "organ_head.",
-    "to_text.",
-)
 
 
 class Patches(Protocol):
@@ -64,7 +54,7 @@ class OrgansObjective:
     text: TextSpace
     patches: Patches
     config: TrainConfig
-    trained: tuple[str, ...] = ORGAN_PARTS
+    trained: tuple[str, ...] = MOVING[ORGANS].prefixes
     _query_sets: dict[tuple[str, ...], QuerySet] = field(default_factory=dict, init=False, repr=False)
 
     @property

@@ -18,8 +18,9 @@ from dsm_core.classes import ClassKind
 from dsm_core.config import TrainConfig
 from dsm_core.data import Datalist, class_masks
 from dsm_core.model import Anatomy, draw_corruption, stack_anatomies
-from dsm_core.objectives.frozen import PRIOR_PARTS, FrozenMaps
+from dsm_core.objectives.frozen import FrozenMaps
 from dsm_core.scan_reading import padded
+from dsm_core.stages import MOVING, PRIOR
 
 Box = tuple[EllipsisType, slice, slice, slice]
 
@@ -41,7 +42,7 @@ class PriorBatch:
 class PriorObjective:
     """Masked denoising of healthy tissue."""
 
-    trained: tuple[str, ...] = PRIOR_PARTS
+    trained: tuple[str, ...] = MOVING[PRIOR].prefixes
     rows: tuple[str, ...] = ()
 
     def __init__(self, maps: FrozenMaps, datalist: Datalist, config: TrainConfig) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dsm_core.config import Config, ConfigError
 from dsm_core.data import Datalist, PatchSampler
-from dsm_core.objectives.frozen import PRIOR_PARTS, FrozenMaps
-from dsm_core.objectives.objective import STAGES, SiteObjective
-from dsm_core.objectives.organs import ORGAN_PARTS, OrgansObjective, organ_classes
+from dsm_core.objectives.frozen import FrozenMaps
+from dsm_core.objectives.objective import SiteObjective
+from dsm_core.objectives.organs import OrgansObjective, organ_classes
 from dsm_core.objectives.prior import PriorObjective
-from dsm_core.objectives.tumors import TUMOR_PARTS, TumorsObjective, lesion_classes
-
-_TRAINED = dict(zip(STAGES, (ORGAN_PARTS, PRIOR_PARTS, TUMOR_PARTS), strict=True))
+from dsm_core.objectives.tumors import TumorsObjective, lesion_classes
+from dsm_core.stages import MOVING, ORGANS, PRIOR, STAGES
 
 
 def trained_parts(stage: str) -> tuple[str, ...]:
@@ -19,9 +18,9 @@ def trained_parts(stage: str) -> tuple[str, ...]:
     Raises:
         ConfigError: no such stage.
     """
-    if stage not in _TRAINED:
+    if stage not in MOVING:
         raise ConfigError(f"a stage is one of {', '.join(STAGES)}; found {stage!r}")
-    return _TRAINED[stage]
+    return MOVING[stage].prefixes
 
 
 def make_objective(stage: str, maps: FrozenMaps, datalist: Datalist, config: Config) -> SiteObjective | None:
@@ -34,12 +33,12 @@ def make_objective(stage: str, maps: FrozenMaps, datalist: Datalist, config: Con
         ConfigError: no such stage.
     """
     trained_parts(stage)
-    if stage == "organs":
+    if stage == ORGANS:
         names = organ_classes(datalist)
         if not names:
             return None
         patches = PatchSampler(maps.volumes, datalist, config.data, names=names)
         return OrgansObjective(maps.model, maps.text, patches, config.train)
-    if stage == "prior":
+    if stage == PRIOR:
         return PriorObjective(maps, datalist, config.train)
     return TumorsObjective(maps, datalist, config.train) if lesion_classes(datalist) else None

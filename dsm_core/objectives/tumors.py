@@ -23,8 +23,8 @@ from dsm_core.model import QueryDropout, QuerySet, VisualPrompt, draw_symmetry, 
 from dsm_core.objectives.frozen import FrozenMaps
 from dsm_core.objectives.prior import box, draw_corner
 from dsm_core.scan_reading import padded
+from dsm_core.stages import MOVING, TUMORS
 
-TUMOR_PARTS = ("tumors.", "class_rows.residual.")
 LESION_CENTRED = 0.6  # share of the crops around a lesion; the others lie around its host
 _NEGATIVES = 2  # lesions that the site does not label, asked for in a step
 _ABSENT = 0.1  # a host whose probability stays below this is not in the crop
@@ -56,7 +56,7 @@ class TumorsObjective:
     maps: FrozenMaps
     datalist: Datalist
     config: TrainConfig
-    trained: tuple[str, ...] = TUMOR_PARTS
+    trained: tuple[str, ...] = MOVING[TUMORS].prefixes
     _query_sets: dict[tuple[str, ...], QuerySet] = field(default_factory=dict, init=False, repr=False)
     _places: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
@@ -117,7 +117,8 @@ class TumorsObjective:
         return TumorBatch(prompt, masks, torch.ones(batch, len(self.names), dtype=torch.bool), self.names)
 
     def losses(self, batch: TumorBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        negatives = [self._others[i] for i in torch.randperm(len(self._others), generator=generator)[:_NEGATIVES]]
+        others = [name for name in self._others if name not in batch.names]  # a pooled batch knows other sites' lesions
+        negatives = [others[i] for i in torch.randperm(len(others), generator=generator)[:_NEGATIVES]]
         asked = (*batch.names, *sorted(negatives))
         if asked not in self._query_sets:
             self._query_sets[asked] = self.maps.model.query_set(asked, self.maps.text)

@@ -59,7 +59,7 @@ def ledger(tmp_path):
 
 
 def order(round=1, rounds=4, local_steps=2):
-    return TrainOrder(round, rounds, 1e-3, local_steps, seed=0)
+    return TrainOrder(round, rounds, "organs", round, rounds, 1e-3, local_steps, seed=0)
 
 
 def train(trainer, ledger, wanted=None, privacy=PRIVACY, key=KEY):

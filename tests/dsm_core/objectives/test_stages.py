@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dsm_core.config import ConfigError
-from dsm_core.objectives import STAGES, freeze_others, make_objective, trained_parts
+from dsm_core.objectives import freeze_others, make_objective, trained_parts
+from dsm_core.stages import STAGES
 
 from .conftest import CONFIG
 
