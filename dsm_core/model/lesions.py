@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsm_core.model.decoder import LesionAttention
-from dsm_core.model.layers import MLP, ConvBlock, depth_to_space
+from dsm_core.model.layers import MLP, ConvBlock, depth_to_space, dilate
 from dsm_core.model.prompt import PROMPT_CHANNELS, SPREADS, VisualPrompt
 from dsm_core.model.queries import SharedVector, TextToQuery
 
@@ -117,12 +117,3 @@ class TumorQueries(nn.Module):
         return TumorAnswer(
             logits + torch.log(dilated + _FLOOR), self.presence(queries)[..., 0], self.to_text(queries), dilated
         )
-
-
-def dilate(x: Tensor, size: int) -> Tensor:
-    """Largest value in a cube of `size` voxels around each, (B, L, X, Y, Z); axis by axis, ten times faster at 5."""
-    for axis in range(3):
-        window = [1, 1, 1]
-        window[axis] = size
-        x = F.max_pool3d(x, window, 1, [n // 2 for n in window])
-    return x
