@@ -156,7 +156,7 @@ class TissuePrior(nn.Module):
 
     @torch.no_grad()
     def residual(self, image: Tensor, anatomy: Anatomy, organ_text: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed departure from health in units of the deviation expected there, (B, C, X, Y, Z); 0 far from all organs.
+        """Signed departure from health in units of the deviation expected there, (B, C, X, Y, Z); 0 far from organs.
 
         All organs are hidden at once: a tumour that is partly visible would be continued, not found. The second
         tensor is the denoiser's hidden map, (B, top, X, Y, Z). Both are zero before any training.

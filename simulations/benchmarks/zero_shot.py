@@ -1,13 +1,13 @@
 """Is a tumour found that no site has labelled? Leave one class out in turn, on generated sites.
 
-python -m simulations.benchmarks.zero_shot                   three seeds, every class, both text spaces; an hour on two cores
+python -m simulations.benchmarks.zero_shot                   three seeds, every class, both text spaces: an hour
 python -m simulations.benchmarks.zero_shot --quick           one seed, two classes, few steps; minutes
 python -m simulations.benchmarks.zero_shot --shapes DIR      tumours of real shape, from a folder of label maps
 python -m simulations.benchmarks.zero_shot --bank FILE       saved CLIP embeddings beside the offline encoder
 
-Rows: `unseen` the class was labelled at no site; `labelled` it was, at all (upper bound); `no diffusion` unseen, without
-the prior; `organ mean` the trivial deviation from the mean of each organ; `shuffled text` unseen, asked for by the name
-of another lesion; `wrong organ` unseen, asked for in an organ that has no tumours. Scores are read on the working grid.
+Rows: `unseen` the class was labelled at no site; `labelled` it was, at all (upper bound); `no diffusion` unseen, and
+without the prior; `organ mean` the trivial deviation from the mean of each organ; `shuffled text` unseen, asked for by
+the name of another lesion; `wrong organ` unseen, asked for in an organ without tumours. Scored on the working grid.
 Training is pooled: as many steps as a federated run makes in all, without its averaging.
 """
 

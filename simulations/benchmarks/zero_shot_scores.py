@@ -67,7 +67,7 @@ def _ask(seed: Seed, model: DSM, phrase: str) -> Callable[[VisualPrompt], Answer
 
 
 def _ask_in(seed: Seed, model: DSM, name: str, organ: str) -> Callable[[VisualPrompt], Answer]:
-    """The tumour query of "metastasis in the ORGAN"; where no encoder is at hand, the class's own text, placed there."""
+    """The query of "metastasis in the ORGAN"; where no encoder is at hand, the class's own text, placed there."""
     try:
         queries = model.query_set([f"metastasis in the {organ}"], seed.text)
     except TextSpaceError:

@@ -12,7 +12,7 @@ from client.privacy.gradients import PatientGradients
 from client.privacy.layers import trained_layers
 from dsm_core.config import ModelConfig
 from dsm_core.model import SampleWeight
-from dsm_core.objectives import STAGES
+from dsm_core.stages import STAGES
 
 STATE_SPACE = ("A_log", ".D.", "conv1d", "dt_proj", "x_proj")
 SMALL = ModelConfig(widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 1, 1), decoder_width=16, query_width=16, mask_width=8)
