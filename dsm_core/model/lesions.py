@@ -53,7 +53,7 @@ class LesionHead(nn.Module):
 
     def __init__(self, width: int, map_width: int):
         super().__init__()
-        self.shared = SharedVector(8 * map_width, spread=(12 * map_width) ** -0.5)
+        self.shared = SharedVector(8 * map_width, spread=(3 * map_width) ** -0.5)
         self.own = nn.Linear(width, 8 * map_width, bias=False)
 
     def forward(self, rows: Tensor, maps: Tensor) -> Tensor:
