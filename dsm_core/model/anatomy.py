@@ -21,6 +21,7 @@ REACH = 5  # latent voxels; so far around an organ, what no organ claims is held
 _NEIGHBOUR = 0.02  # weight of an organ close by against that of one that is there
 _OUTLIER = 2.0  # standard deviations beyond which a voxel has no say in its organ's mean and spread
 _LEAST_SPREAD = 0.01  # of the image's [0, 1]
+_REST = (0.5, 0.1)  # mean and spread that brightness is held against where no organ is near: about those of muscle
 _LARGEST = 8.0  # standard deviations beyond which a voxel is no more unusual
 
 
@@ -33,7 +34,7 @@ class Anatomy:
         outline: (B, 8, X, Y, Z) probability of any organ in the 2x2x2 voxels of each block, less one half.
         level: (B, 1, X, Y, Z) mean brightness of the organs, -1 to 1, weighted by their share; 0 outside them.
         deviation: (B, 8, X, Y, Z) every voxel against the mean and spread in this scan of its own organ, or of the one
-            close by, in standard deviations; 0 far from all. The trivial answer to "what is unusual here?".
+            close by, in standard deviations; far from all, against fixed ones. The trivial answer to "what is unusual?".
     """
 
     organs: Tensor
@@ -110,5 +111,6 @@ def _deviation(image: Tensor, probabilities: Tensor, mean: Tensor, spread: Tenso
     rate, share = 1 / (spread + _LEAST_SPREAD), belonging(probabilities, 2 * REACH - 1)
     slope = torch.einsum("boxyz,bo->bxyz", share, rate)[:, None]
     offset = torch.einsum("boxyz,bo->bxyz", share, rate * mean)[:, None]
-    deviation = image * slope - offset
+    rest = (1 - share.sum(1, keepdim=True)) * (image - _REST[0]) / _REST[1]
+    deviation = image * slope - offset + rest
     return deviation.clamp(-_LARGEST, _LARGEST)
