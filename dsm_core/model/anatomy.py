@@ -34,7 +34,7 @@ class Anatomy:
         outline: (B, 8, X, Y, Z) probability of any organ in the 2x2x2 voxels of each block, less one half.
         level: (B, 1, X, Y, Z) mean brightness of the organs, -1 to 1, weighted by their share; 0 outside them.
         deviation: (B, 8, X, Y, Z) every voxel against the mean and spread in this scan of its own organ, or of the one
-            close by, in standard deviations; far from all, against fixed ones. The trivial answer to "what is unusual?".
+            close by, in standard deviations; far from all, against fixed ones. The trivial idea of what is unusual.
     """
 
     organs: Tensor
