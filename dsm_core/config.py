@@ -115,7 +115,7 @@ class TrainConfig:
 class PriorConfig:
     """The stage that learns what healthy tissue looks like, with the organ model frozen."""
 
-    rounds: int = 40  # 0 leaves the stage out
+    rounds: int = 30  # 0 leaves the stage out
     lr: float = 2e-3
 
     def __post_init__(self) -> None:

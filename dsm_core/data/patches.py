@@ -113,7 +113,7 @@ class PatchSampler:
         image, label = sample_box(volume, centre, self.data.patch, draw_geometry(generator) if self.augment else None)
         if self.augment:
             image = change_intensity(image, generator)
-        known = [name in volume.case.annotated for name in self.names]
+        known = [name in self.datalist.cases[index].annotated for name in self.names]
         return image, class_masks(label, self.names, self.datalist), known
 
     def _volume(self, index: int) -> Volume:
@@ -137,7 +137,7 @@ class PatchSampler:
                 assert volume.label is not None
                 found = {}
                 for name in self.names:
-                    if name not in volume.case.annotated:
+                    if name not in self.datalist.cases[index].annotated:
                         continue
                     voxels = class_masks(volume.label, (name,), self.datalist)[0].nonzero()
                     if len(voxels):

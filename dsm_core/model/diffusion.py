@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
-from dsm_core.model.anatomy import Anatomy
+from dsm_core.model.anatomy import REACH, Anatomy, belonging
 from dsm_core.model.haar import LATENT_CHANNELS, to_latent
-from dsm_core.model.layers import groups_for
+from dsm_core.model.layers import dilate, groups_for
 
 TRAINING_STEPS = 1000
 _TIME_WIDTH = 32
@@ -145,7 +145,7 @@ class TissuePrior(nn.Module):
         step = corruption.step.to(latent.device)
         noisy = self._training.add_noise(latent, corruption.noise.to(latent), step)
         clean, scale, _ = self.denoiser(noisy, latent, mask, anatomy, organ_text, step)
-        weight = mask * healthy * (0.02 + anatomy.organs.amax(1, keepdim=True))
+        weight = mask * healthy * (0.1 + anatomy.organs.amax(1, keepdim=True))
         error = F.huber_loss(clean, latent, reduction="none", delta=0.1) / 0.1
         away = (clean.detach() - latent).abs()
         likelihood = away * torch.exp(-scale) + scale
@@ -156,7 +156,7 @@ class TissuePrior(nn.Module):
 
     @torch.no_grad()
     def residual(self, image: Tensor, anatomy: Anatomy, organ_text: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed departure from health in units of the deviation expected there, (B, C, X, Y, Z); 0 off the organs.
+        """Signed departure from health in units of the deviation expected there, (B, C, X, Y, Z); 0 far from organs.
 
         All organs are hidden at once: a tumour that is partly visible would be continued, not found. The second
         tensor is the denoiser's hidden map, (B, top, X, Y, Z). Both are zero before any training.
@@ -182,8 +182,8 @@ class TissuePrior(nn.Module):
 
 
 def organ_mask(anatomy: Anatomy) -> Tensor:
-    """(B, 1, X, Y, Z): the organs and one voxel around them."""
-    return F.max_pool3d((anatomy.organs.sum(1, keepdim=True) > 0.05).to(anatomy.organs.dtype), 3, 1, 1)
+    """(B, 1, X, Y, Z): the organs and what is close by."""
+    return dilate((anatomy.organs.sum(1, keepdim=True) > 0.5).to(anatomy.organs.dtype), REACH)
 
 
 def standardise(residual: Tensor, anatomy: Anatomy) -> Tensor:
@@ -197,7 +197,7 @@ def standardise(residual: Tensor, anatomy: Anatomy) -> Tensor:
         spread = (square - mean**2).clamp(min=1e-4).sqrt()
         low = residual[:, None, 0] - mean[:, :, 0, None, None, None]
         kept = core * (low.abs() < 2 * spread[:, :, 0, None, None, None])
-    share = anatomy.organs / (anatomy.organs.sum(1, keepdim=True) + 0.05)
+    share = belonging(anatomy.organs)
     offset, scale = (torch.einsum("boxyz,boc->bcxyz", share, part) for part in (mean, spread))
     return ((residual - offset) / scale.clamp(min=1e-2)).clamp(-_LARGEST, _LARGEST) * share.sum(1, keepdim=True)
 

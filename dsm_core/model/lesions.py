@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsm_core.model.decoder import LesionAttention
-from dsm_core.model.layers import MLP, ConvBlock, depth_to_space
+from dsm_core.model.layers import MLP, ConvBlock, depth_to_space, dilate
 from dsm_core.model.prompt import PROMPT_CHANNELS, SPREADS, VisualPrompt
 from dsm_core.model.queries import SharedVector, TextToQuery
 
 HOST_MARGIN = 5  # latent voxels by which a host organ is dilated: a lesion may bulge out of it
+SPOT = 4  # voxels; a lesion is at least a cube of this size, so a scan without such a cube has none
 _FLOOR = 0.01  # of the host's probability and of the residual, before their logarithms
 
 
@@ -89,7 +90,9 @@ class TumorQueries(nn.Module):
         self.attention = nn.ModuleList(LesionAttention(width, features) for _ in range(2))
         self.norm = nn.LayerNorm(width)
         self.presence = nn.Linear(width, 1)
-        nn.init.constant_(self.presence.bias, -2.0)  # before any training, nothing is there
+        nn.init.constant_(self.presence.bias, -1.0)  # before any training, nothing is there
+        self.spot_gain = SharedVector(1)
+        nn.init.ones_(self.spot_gain.weight)
         self.to_text = MLP(width, width, text_width)
         self.path = LesionPath(hidden, map_width, fusion)
         self.head = LesionHead(width, map_width)
@@ -113,8 +116,17 @@ class TumorQueries(nn.Module):
             queries = attention(queries, level, prompt.organ_queries, (where + odd).flatten(2))
         queries = self.norm(queries)
         logits = self.head(rows, self.path(prompt.channels, prompt.hidden))
-        dilated = F.max_pool3d(within, HOST_MARGIN, 1, HOST_MARGIN // 2)
-        dilated = F.interpolate(dilated, scale_factor=2, mode="trilinear").clamp(max=1)
-        return TumorAnswer(
-            logits + torch.log(dilated + _FLOOR), self.presence(queries)[..., 0], self.to_text(queries), dilated
-        )
+        dilated = F.interpolate(dilate(within, HOST_MARGIN), scale_factor=2, mode="nearest").clamp(max=1)
+        logits = logits + torch.log(dilated + _FLOOR)
+        presence = self.presence(queries)[..., 0] + self.spot_gain(rows.detach())[..., 0] * brightest_spot(logits)
+        return TumorAnswer(logits, presence, self.to_text(queries), dilated)
+
+
+def brightest_spot(logits: Tensor) -> Tensor:
+    """(B, L), the largest mean probability of a cube of `SPOT` voxels, as a logit; carries no gradient.
+
+    Args:
+        logits: (B, L, X, Y, Z).
+    """
+    spots = F.avg_pool3d(logits.detach().float().sigmoid(), SPOT, SPOT // 2)
+    return spots.flatten(2).amax(2).clamp(1e-4, 1 - 1e-4).logit()

@@ -15,6 +15,7 @@ from torch import Tensor
 from dsm_core.model.anatomy import Anatomy
 from dsm_core.model.diffusion import TissuePrior, standardise
 from dsm_core.model.haar import LATENT_CHANNELS
+from dsm_core.model.layers import depth_to_space
 
 PROMPT_CHANNELS = 2 * LATENT_CHANNELS + 1
 SPREADS = 3.0  # standard deviations of a residual or a deviation to one unit of the prompt
@@ -60,6 +61,12 @@ class VisualPrompt:
     def anomaly(self) -> Tensor:
         """(B, 1, 2X, 2Y, 2Z): size of the residual in standard deviations, whatever may have caused it."""
         return F.interpolate(SPREADS * self.channels[:, :1].abs(), scale_factor=2, mode="trilinear")
+
+    @property
+    def deviation(self) -> Tensor:
+        """(B, 1, 2X, 2Y, 2Z): every voxel against its organ's mean, in standard deviations: the trivial answer."""
+        blocks = self.channels[:, LATENT_CHANNELS : 2 * LATENT_CHANNELS]
+        return depth_to_space(SPREADS * blocks[:, None])
 
     def __getitem__(self, sample: slice) -> VisualPrompt:
         """Some of the samples."""

@@ -101,7 +101,7 @@ class PriorObjective:
 
     def _healthy(self, index: int, where: Box) -> Tensor:
         volume = self.maps.volumes[index]
-        lesions = [n for n in volume.case.annotated if self.datalist.classes[n].kind is ClassKind.LESION]
+        lesions = [n for n in self.datalist.cases[index].annotated if self.datalist.classes[n].kind is ClassKind.LESION]
         if volume.label is None or not lesions:
             return torch.ones(1, 1, *self._size)
         label = padded(volume.label, self.maps.data.patch)[where]

@@ -163,7 +163,7 @@ class TumorsObjective:
         if volume.label is not None:
             label = padded(volume.label, self.maps.data.patch)[box(corner, self._size, scale=2)]
             masks = class_masks(label, self.names, self.datalist)[None]
-        known = torch.tensor([[name in volume.case.annotated for name in self.names]])
+        known = torch.tensor([[name in self.datalist.cases[index].annotated for name in self.names]])
         crop = side.turn_prompt(prompt.crop(corner, self._size).to(torch.float32))
         return TumorBatch(crop, side.turn_map(masks), known, self.names)
 
@@ -172,7 +172,11 @@ class TumorsObjective:
         if index not in self._places:
             volume = self.maps.volumes[index]
             found = {name: torch.zeros(0, 3, dtype=torch.int16) for name in self.names}
+<<<<<<< HEAD
             for name in sorted(set(self.names) & set(volume.case.annotated)):
+=======
+            for name in set(self.names) & set(self.datalist.cases[index].annotated):
+>>>>>>> w/core
                 assert volume.label is not None
                 found[name] = (class_masks(volume.label, (name,), self.datalist)[0].nonzero() // 2).to(torch.int16)
             self._places[index] = found

@@ -69,7 +69,7 @@ def test_image_of_a_wrong_shape_is_named(model: DSM, text: TextSpace) -> None:
 
 
 def test_before_any_training_nothing_is_found(model: DSM, text: TextSpace) -> None:
-    output = model(torch.rand(1, 1, 32, 32, 32), model.query_set(["liver tumor", "abscess of the spleen"], text))
+    output = model(torch.rand(1, 1, 32, 32, 32), model.query_set(["liver tumor", "metastasis in the spleen"], text))
     assert output.mask_logits.sigmoid().max() < 0.5
     assert output.presence_logits.sigmoid().max() < 0.5
 
