@@ -172,11 +172,7 @@ class TumorsObjective:
         if index not in self._places:
             volume = self.maps.volumes[index]
             found = {name: torch.zeros(0, 3, dtype=torch.int16) for name in self.names}
-<<<<<<< HEAD
-            for name in sorted(set(self.names) & set(volume.case.annotated)):
-=======
-            for name in set(self.names) & set(self.datalist.cases[index].annotated):
->>>>>>> w/core
+            for name in sorted(set(self.names) & set(self.datalist.cases[index].annotated)):
                 assert volume.label is not None
                 found[name] = (class_masks(volume.label, (name,), self.datalist)[0].nonzero() // 2).to(torch.int16)
             self._places[index] = found
