@@ -54,6 +54,7 @@ class Trainer:
     def __post_init__(self) -> None:
         keep_freed_memory()
         freeze_others(self.model, self.objective.trained)
+        self.model.zero_grad(set_to_none=True)  # what another stage has left would lengthen the gradient of this one
         named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self._rows = [p for name, p in named.items() if name.startswith(CLASS_ROWS)]
         shared = [p for name, p in named.items() if not name.startswith(CLASS_ROWS)]
@@ -102,7 +103,7 @@ class Trainer:
             if row.grad is not None:
                 row.grad[self._foreign] = 0.0
         if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
+            torch.nn.utils.clip_grad_norm_(self._keys.values(), clip_norm)
         self.optimizer.step()
 
     def load(self, arrays: Arrays) -> None:

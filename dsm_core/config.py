@@ -115,7 +115,7 @@ class TrainConfig:
 class PriorConfig:
     """The stage that learns what healthy tissue looks like, with the organ model frozen."""
 
-    rounds: int = 40  # 0 leaves the stage out
+    rounds: int = 30  # 0 leaves the stage out
     lr: float = 2e-3
 
     def __post_init__(self) -> None:
@@ -280,6 +280,10 @@ class Config:
         _require(self.rounds > 0, f"rounds wants at least 1, found {self.rounds}: every stage reads organs")
         _require(self.threads >= 0, f"threads wants 0 (one a core) or more, found {self.threads}")
         _require(self.nsd_tolerance_mm > 0, f"nsd_tolerance_mm wants mm above 0, found {self.nsd_tolerance_mm}")
+        _require(
+            self.privacy.mode == "none" or self.privacy.trained != "queries" or self.prior.rounds == 0,
+            "privacy.trained=queries trains nothing of the prior, which holds no query; set prior.rounds=0 as well",
+        )
         _require(self.compare in ("none", "local", "all"), f"compare wants none, local or all, found {self.compare!r}")
 
 

@@ -39,7 +39,7 @@ def write_prediction(
         images[output] = _painted(prediction)
         if prediction.probabilities is not None:
             layers = prediction.probabilities.permute(1, 2, 3, 0).float().numpy()
-            path = output.with_name(f"{stem}_probability{output.name.removeprefix(stem)}")
+            path = output.with_name(f"{stem}_probability{output.name.removeprefix(f'{stem}')}")
             images[path] = layers[..., 0] if len(queries) == 1 else layers
         texts[output.with_name(f"{stem}.json")] = json.dumps(_legend(prediction, queries, encoder), indent=2)
     if anomaly is not None and prediction.anomaly is not None:

@@ -174,7 +174,7 @@ class TumorsObjective:
         if index not in self._places:
             volume = self.maps.volumes[index]
             found = {name: torch.zeros(0, 3, dtype=torch.int16) for name in self.names}
-            for name in set(self.names) & set(self.datalist.cases[index].annotated):
+            for name in sorted(set(self.names) & set(self.datalist.cases[index].annotated)):
                 assert volume.label is not None
                 found[name] = (class_masks(volume.label, (name,), self.datalist)[0].nonzero() // 2).to(torch.int16)
             self._places[index] = found

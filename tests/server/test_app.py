@@ -10,6 +10,7 @@ import pytest
 import client.app as site_app
 from dsm_core.checkpoint import load_checkpoint
 from dsm_core.config import ConfigError
+from dsm_core.stages import MOVING
 from server.app import app
 from server.banks import Banks
 from server.enrolment import ContractConflict
@@ -45,12 +46,16 @@ def training(monkeypatch):
     change = {"north": 0.001, "south": 0.003}
 
     def train_round(session, arrays, order, ledger_file):
-        moved = {name: array + np.float32(change[session.site]) for name, array in arrays.items()}
-        moved["class_rows.evidence"] = arrays["class_rows.evidence"]
+        moving = MOVING[order.stage].part(arrays)
+        moved = {name: array + np.float32(change[session.site]) for name, array in moving.items()}
         return SimpleNamespace(arrays=moved, metrics={"loss": 1.0 / order.round, "num-cases": 1})
 
     def site_session(folder, config, text):
-        nothing = {"optimizer_arrays": dict, "load_optimizer_arrays": lambda moments, steps=0: None}
+        nothing = {
+            "begin": lambda stage: None,
+            "optimizer_arrays": dict,
+            "load_optimizer_arrays": lambda moments, steps=0: None,
+        }
         return SimpleNamespace(site=folder.name, **nothing)
 
     monkeypatch.setattr(site_app, "site_session", site_session)
@@ -59,7 +64,8 @@ def training(monkeypatch):
 
 
 def run(sites, out, *further, consortium=""):
-    overrides = f"rounds=2 sites={len(sites)} text.encoder=offline name=trial 'out={out}' " + " ".join(further)
+    words = f"rounds=2 prior.rounds=0 tumors.rounds=0 sites={len(sites)} text.encoder=offline name=trial 'out={out}' "
+    overrides = words + " ".join(further)
     return run_in_process(app, site_app.app, sites, {"overrides": overrides, "consortium-dir": f"{consortium}"})
 
 

@@ -160,6 +160,20 @@ def test_round_is_charged_once_it_is_trained_and_the_whole_run_spends_what_was_p
         train(trainer, ledger, order(4))
 
 
+def test_promise_counts_the_rounds_of_all_stages(trainer, ledger):
+    stages = [("organs", 2), ("prior", 1), ("tumors", 3)]
+    plan = [(stage, r, rounds) for stage, rounds in stages for r in range(1, rounds + 1)]
+    for round, (stage, stage_round, stage_rounds) in enumerate(plan, start=1):
+        train(trainer, ledger, TrainOrder(round, 6, stage, stage_round, stage_rounds, 1e-3, 2, seed=0))
+    history = ledger.read()
+    assert {(c.sampling_rate, c.noise_multiplier) for c in history.charges} == {
+        (history.charges[0].sampling_rate, history.charges[0].noise_multiplier)
+    }
+    assert 0.98 * 8.0 < PatientAccountant("rdp").epsilon(history.charges, 1e-3) <= 8.0
+    with pytest.raises(BudgetRefused):
+        train(trainer, ledger, TrainOrder(6, 6, "tumors", 3, 3, 1e-3, 2, seed=0))
+
+
 def test_run_above_the_ceiling_is_refused_before_anything_is_spent_or_trained(trainer, ledger):
     before = trainer.arrays()
     with pytest.raises(BudgetRefused):
