@@ -3,6 +3,7 @@
 from dsm_core.model.anatomy import Anatomy, stack_anatomies
 from dsm_core.model.diffusion import Corruption, draw_corruption
 from dsm_core.model.dsm import DSM, DSMOutput, Features, QueryDropout, build_model
+from dsm_core.model.layers import space_to_depth
 from dsm_core.model.lesions import TumorAnswer
 from dsm_core.model.mamba import SampleWeight
 from dsm_core.model.prompt import OrganReading, VisualPrompt, stack_prompts
@@ -28,6 +29,7 @@ __all__ = [
     "draw_corruption",
     "draw_symmetry",
     "organs_meant",
+    "space_to_depth",
     "stack_anatomies",
     "stack_prompts",
 ]

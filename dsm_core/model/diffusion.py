@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dsm_core.model.anatomy import REACH, Anatomy, belonging
 from dsm_core.model.haar import LATENT_CHANNELS, to_latent
-from dsm_core.model.layers import dilate, groups_for
+from dsm_core.model.layers import dilate, norm_channels
 
 TRAINING_STEPS = 1000
 _TIME_WIDTH = 32
@@ -35,14 +35,14 @@ class TimedBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, time: int, stride: int = 1):
         super().__init__()
         self.first = nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm_first = nn.GroupNorm(groups_for(outputs), outputs)
+        self.norm_first = nn.LayerNorm(outputs)  # of each voxel: see `VoxelBlock`
         self.shift = nn.Linear(time, outputs)
         self.second = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm_second = nn.GroupNorm(groups_for(outputs), outputs)
+        self.norm_second = nn.LayerNorm(outputs)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        x = F.silu(self.norm_first(self.first(x)) + self.shift(time)[..., None, None, None])
-        return F.silu(x + self.norm_second(self.second(x)))
+        x = F.silu(norm_channels(self.norm_first, self.first(x)) + self.shift(time)[..., None, None, None])
+        return F.silu(x + norm_channels(self.norm_second, self.second(x)))
 
 
 class Denoiser(nn.Module):

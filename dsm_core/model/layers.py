@@ -27,6 +27,27 @@ class ConvBlock(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
 
+class VoxelBlock(nn.Module):
+    """Convolution, LayerNorm over each voxel's channels, SiLU: for what learns on crops and answers on whole scans.
+
+    GroupNorm takes its statistics over all voxels, and a scan that is mostly far from organs has others than a crop.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm = nn.LayerNorm(outputs)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(norm_channels(self.norm, self.conv(x)))
+
+
+def norm_channels(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """(B, C, X, Y, Z), every voxel normalised over its channels."""
+    return norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
 class ResidualBlock(nn.Module):
     """x + conv(norm(conv(x))), at one resolution."""
 

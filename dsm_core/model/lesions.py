@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsm_core.model.decoder import LesionAttention
-from dsm_core.model.layers import MLP, ConvBlock, depth_to_space, dilate
+from dsm_core.model.layers import MLP, VoxelBlock, depth_to_space, dilate
 from dsm_core.model.prompt import PROMPT_CHANNELS, SPREADS, VisualPrompt
 from dsm_core.model.queries import SharedVector, TextToQuery
 
@@ -29,15 +29,15 @@ class LesionPath(nn.Module):
 
     def __init__(self, hidden: int, width: int, fusion: bool):
         super().__init__()
-        self.stem = ConvBlock(PROMPT_CHANNELS, width)
+        self.stem = VoxelBlock(PROMPT_CHANNELS, width)
         self.fuse = nn.Conv3d(hidden, width, 1, bias=False) if fusion else None
         if self.fuse is not None:
             nn.init.zeros_(self.fuse.weight)
         self.down = nn.Sequential(
-            ConvBlock(width, 2 * width, stride=2), ConvBlock(2 * width, 2 * width), ConvBlock(2 * width, 2 * width)
+            VoxelBlock(width, 2 * width, stride=2), VoxelBlock(2 * width, 2 * width), VoxelBlock(2 * width, 2 * width)
         )
         self.back = nn.Conv3d(2 * width, width, 1)
-        self.out = ConvBlock(width, width)
+        self.out = VoxelBlock(width, width)
 
     def forward(self, channels: Tensor, hidden: Tensor) -> Tensor:
         """Args: channels (B, PROMPT_CHANNELS, X, Y, Z); hidden (B, H, X, Y, Z). Returns (B, width, X, Y, Z)."""

@@ -20,6 +20,7 @@ from dsm_core.config import TrainConfig
 from dsm_core.data import Datalist, class_masks
 from dsm_core.losses import tumor_loss
 from dsm_core.model import QueryDropout, QuerySet, VisualPrompt, draw_symmetry, stack_prompts
+from dsm_core.objectives.contrast import draw_contrast, with_contrast
 from dsm_core.objectives.frozen import FrozenMaps
 from dsm_core.objectives.prior import box, draw_corner
 from dsm_core.scan_reading import padded
@@ -164,8 +165,9 @@ class TumorsObjective:
             label = padded(volume.label, self.maps.data.patch)[box(corner, self._size, scale=2)]
             masks = class_masks(label, self.names, self.datalist)[None]
         known = torch.tensor([[name in self.datalist.cases[index].annotated for name in self.names]])
-        crop = side.turn_prompt(prompt.crop(corner, self._size).to(torch.float32))
-        return TumorBatch(crop, side.turn_map(masks), known, self.names)
+        crop = prompt.crop(corner, self._size).to(torch.float32)
+        crop = with_contrast(crop, masks.any(1, keepdim=True), draw_contrast(draw))
+        return TumorBatch(side.turn_prompt(crop), side.turn_map(masks), known, self.names)
 
     def _lesion_places(self, index: int) -> dict[str, Tensor]:
         """Latent voxels of each lesion of a case, (N, 3)."""

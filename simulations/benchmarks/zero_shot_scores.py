@@ -31,16 +31,17 @@ def measure(seed: Seed, classes: Sequence[str], controls: bool, say: Say) -> lis
         seed.tumor_queries(PHANTOM_LESIONS)
         rows += [_score(seed, LABELLED, name, _ask(seed, model, name)) for name in classes]
     shuffled = draw_shuffled(PHANTOM_LESIONS, seed.config.seed)
+    others = {name: [other for other in PHANTOM_LESIONS if other != name] for name in classes}
     for name in classes:
-        others = [other for other in PHANTOM_LESIONS if other != name]
-        seed.tumor_queries(others)
+        seed.tumor_queries(others[name])
         rows.append(_score(seed, UNSEEN, name, _ask(seed, model, name)))
         rows.append(_score(seed, SHUFFLED, name, _ask(seed, model, shuffled[name])))
         rows.append(_score(seed, WRONG, name, _ask_in(seed, model, name, wrong_organs()[0])))
         rows.append(_score(seed, ORGAN_MEAN, name, _deviation(seed, model, name)))
-        if controls:
-            seed.tumor_queries(others, uses_prior=False)
-            rows.append(_score(seed, NO_DIFFUSION, name, _ask(seed, model, name), uses_prior=False))
+    # Last, since every prompt of the training cases is made anew when the prior changes.
+    for name in classes if controls else ():
+        seed.tumor_queries(others[name], uses_prior=False)
+        rows.append(_score(seed, NO_DIFFUSION, name, _ask(seed, model, name), uses_prior=False))
     say(f"scored {len(rows)} rows")
     return rows
 
