@@ -40,11 +40,17 @@ class ModelConfig:
     lesion_width: int = 16  # channels of the map from which lesions are read
     fusion: bool = True  # the denoiser's hidden map is fused into the lesion map
     scan_backend: str = "auto"  # auto | native | torch | cuda
+    precision: str = "float32"  # float32 | bfloat16: of encoder and pixel decoder; the scan stays in float32
+    checkpointing: bool = False  # the encoder's stages are computed again on the way back: less memory, more time
 
     def __post_init__(self) -> None:
         self.widths, self.mamba_blocks = tuple(self.widths), tuple(self.mamba_blocks)
         self.prior_widths = tuple(self.prior_widths)
         _require(len(self.prior_widths) == 3, f"model.prior_widths wants 3 levels, found {len(self.prior_widths)}")
+        _require(
+            self.precision in ("float32", "bfloat16"),
+            f"model.precision wants float32 or bfloat16, found {self.precision!r}",
+        )
         _require(self.refine_steps > 0, f"model.refine_steps wants at least 1, found {self.refine_steps}")
         _require(
             len(self.widths) == len(self.mamba_blocks) == 4,
@@ -280,6 +286,11 @@ class Config:
         _require(self.rounds > 0, f"rounds wants at least 1, found {self.rounds}: every stage reads organs")
         _require(self.threads >= 0, f"threads wants 0 (one a core) or more, found {self.threads}")
         _require(self.nsd_tolerance_mm > 0, f"nsd_tolerance_mm wants mm above 0, found {self.nsd_tolerance_mm}")
+        _require(
+            self.privacy.mode == "none" or (self.model.precision == "float32" and not self.model.checkpointing),
+            "private training reads each patient's gradient layer by layer, which wants model.precision=float32 and "
+            "model.checkpointing=false",
+        )
         _require(
             self.privacy.mode == "none" or self.privacy.trained != "queries" or self.prior.rounds == 0,
             "privacy.trained=queries trains nothing of the prior, which holds no query; set prior.rounds=0 as well",

@@ -88,9 +88,15 @@ class DSM(nn.Module):
         query_width: int,
         decoder_width: int,
         mask_width: int,
+        is_mixed: bool = False,
     ):
+        """Put the parts together.
+
+        Args:
+            is_mixed: features are computed in bfloat16, what is read from them in float32.
+        """
         super().__init__()
-        self.names = names
+        self.names, self.is_mixed = names, is_mixed
         self.encoder = encoder
         self.pixel_decoder = pixel_decoder
         self.class_rows = ClassRows(len(names), query_width)
@@ -145,7 +151,9 @@ class DSM(nn.Module):
 
     def encode_image(self, image: Tensor) -> Features:
         """(B, 1, X, Y, Z) in [0, 1] -> features, computed once for any number of queries."""
-        return Features(*self.pixel_decoder(self.encoder(image)))
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.is_mixed):
+            maps = self.pixel_decoder(self.encoder(image))
+        return Features(*(found.float() if self.is_mixed else found for found in maps))
 
     def find_organs(
         self,
@@ -261,7 +269,9 @@ def build_model(config: ModelConfig, text: TextSpace) -> DSM:
     denoiser = Denoiser(text_width, config.prior_widths)
     return DSM(
         names=text.names,
-        encoder=Encoder(config.widths, config.mamba_blocks, config.state_size, config.scan_backend),
+        encoder=Encoder(
+            config.widths, config.mamba_blocks, config.state_size, config.scan_backend, config.checkpointing
+        ),
         pixel_decoder=PixelDecoder(config.widths, config.decoder_width, config.mask_width),
         prior=TissuePrior(denoiser, config.refine_steps),
         tumors=TumorQueries(
@@ -271,4 +281,5 @@ def build_model(config: ModelConfig, text: TextSpace) -> DSM:
         query_width=config.query_width,
         decoder_width=config.decoder_width,
         mask_width=config.mask_width,
+        is_mixed=config.precision == "bfloat16",
     )
