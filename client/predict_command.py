@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from client.connection import add_connection
 from dsm_core.predict_arguments import add_arguments
@@ -32,7 +33,10 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _learn(options: argparse.Namespace) -> None:
+    from grpc import StatusCode
+
     from client.errands import Errands
+    from client.retries import CallRefused
     from dsm_core.checkpoint import TEXT
     from dsm_core.phrase_cache import cache_folder, with_cached_phrases
     from dsm_core.text_space import TextSpace
@@ -41,4 +45,10 @@ def _learn(options: argparse.Namespace) -> None:
     space = with_cached_phrases(TextSpace.load(options.checkpoint / TEXT), folder)
     if space.phrase_encoder is None and space.unknown(options.query):
         with Errands.open(options) as errands:
-            errands.learn(space, options.query, folder)
+            try:
+                errands.learn(space, options.query, folder)
+            except CallRefused as refusal:
+                if refusal.code is not StatusCode.NOT_FOUND:
+                    raise
+                # It has no text tower either: dsm-predict composes what it can from the text space, and says so.
+                print(f"dsm-site predict: {refusal}", file=sys.stderr)

@@ -34,9 +34,34 @@ class ClassInfo:
 
 
 _LESION_WORDS = frozenset(
-    "tumor tumour tumors tumours cancer lesion lesions metastasis metastases cyst cysts carcinoma sarcoma neoplasm "
-    "thrombus mass nodule target".split()
+    "tumor tumour tumors tumours cancer cancers lesion lesions metastasis metastases metastatic cyst cysts cystic "
+    "carcinoma carcinomas adenocarcinoma sarcoma lymphoma melanoma adenoma hemangioma malignancy neoplasm neoplasms "
+    "thrombus thrombi thrombosis mass masses nodule nodules polyp polyps abscess abscesses hematoma infarct infarction "
+    "target".split()
 )
+
+# Adjectives that mean one organ.
+ORGAN_ADJECTIVES = {
+    "renal": "kidney",
+    "hepatic": "liver",
+    "splenic": "spleen",
+    "pancreatic": "pancreas",
+    "aortic": "aorta",
+    "duodenal": "duodenum",
+    "rectal": "rectum",
+    "colonic": "colon",
+    "colorectal": "colon",
+    "gastric": "stomach",
+    "pulmonary": "lung",
+    "esophageal": "esophagus",
+    "oesophageal": "esophagus",
+    "intestinal": "intestine",
+    "bowel": "intestine",
+    "prostatic": "prostate",
+    "femoral": "femur",
+    "mandibular": "mandible",
+    "laryngeal": "larynx",
+}
 
 _ORGANS = {
     "spleen": (),
@@ -114,7 +139,8 @@ def normalise_name(name: str) -> str:
 def describe_class(name: str, kind: ClassKind | str | None = None, host: str | None = None) -> ClassInfo:
     """The class of a name, as the site declares it, else as the atlas knows it, else as its words say.
 
-    A name that holds a lesion word ("tumor", "cyst", ...) is a lesion; its host is the longest organ name inside it.
+    A name that holds a lesion word ("tumor", "cyst", ...) is a lesion; its host is the longest organ name inside it,
+    by noun, by synonym or by adjective ("splenic abscess": the spleen).
 
     Raises:
         ValueError: the name is empty or the kind is neither "organ" nor "lesion".
@@ -135,5 +161,7 @@ def describe_class(name: str, kind: ClassKind | str | None = None, host: str | N
 
 
 def _host_in(name: str) -> str | None:
-    held = [organ for organ in _ORGANS if f" {organ} " in f" {name} "]
-    return max(held, key=len, default=None)
+    nouns = " ".join(ORGAN_ADJECTIVES.get(word, word) for word in name.split())
+    called = {phrase: organ for organ, synonyms in _ORGANS.items() for phrase in (organ, *synonyms)}
+    held = [phrase for phrase in called if f" {phrase} " in f" {name} " or f" {phrase} " in f" {nouns} "]
+    return called[max(held, key=len)] if held else None

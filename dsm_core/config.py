@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,21 +220,50 @@ class ServerConfig:
         _require(self.save_every > 0, f"server.save_every wants at least 1 round, found {self.save_every}")
 
 
+PROMPTS = (
+    "A computerized tomography of a {}",  # of the published DSM
+    "a CT scan of the {}",
+    "a CT image showing the {}",
+    "an axial CT slice through the {}",
+    "a contrast-enhanced CT of the {}",
+    "a radiology image of the {}",
+    "a medical image of the {} of a patient",
+    "there is a {} in this CT scan",
+)
+
+
 @dataclass
 class TextConfig:
     """Where the class embeddings come from."""
 
     encoder: str = "auto"  # auto | offline | open_clip | bank
-    model: str = "ViT-B-32"
-    weights: str | None = None  # open_clip pretrained tag or a local path
+    model: str = "ViT-B-32"  # open_clip architecture, or hf-hub:OWNER/NAME
+    weights: str | None = None  # open_clip pretrained tag, a safetensors file, or a folder with open_clip_config.json
     bank: str | None = None  # a saved bank (.safetensors) instead of an encoder
-    prompt: str = "A computerized tomography of a {}"
+    prompts: tuple[str, ...] = PROMPTS  # sentences around a phrase, averaged; hashed words do without
+    detail: str = "auto"  # name | synonyms | attributes: what of a class is averaged; auto: synonyms for a text tower
 
     def __post_init__(self) -> None:
+        self.prompts = tuple(self.prompts)
         _require(
             self.encoder in ("auto", "offline", "open_clip", "bank"),
             f"text.encoder wants auto, offline, open_clip or bank, found {self.encoder!r}",
         )
+        _require(
+            self.detail in ("auto", "name", "synonyms", "attributes"),
+            f"text.detail wants auto, name, synonyms or attributes, found {self.detail!r}",
+        )
+        odd = [prompt for prompt in self.prompts if prompt.count("{}") != 1]
+        _require(
+            bool(self.prompts) and not odd,
+            f"text.prompts wants one or more sentences with one {{}} each for the phrase, found {odd or 'none'}",
+        )
+
+    def with_absolute_paths(self) -> TextConfig:
+        """The same for a process that works in another folder."""
+        named = {"weights": self.weights, "bank": self.bank}
+        files: dict[str, Any] = {key: os.path.abspath(at) for key, at in named.items() if at and Path(at).exists()}
+        return replace(self, **files)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsm_core.classes import ATLAS, ClassKind, normalise_name
+from dsm_core.classes import ATLAS, ORGAN_ADJECTIVES, ClassKind, normalise_name
 
 HASHED_WORDS = "hashed words (deterministic, not CLIP)"
 
@@ -22,27 +22,7 @@ class TextSpaceError(ValueError):
     """A phrase, an encoder or a saved text space that cannot be used; the message says what was found and wanted."""
 
 
-# Adjectives and word forms that mean one anatomical noun.
-_WORD_FORMS = {
-    "renal": "kidney",
-    "hepatic": "liver",
-    "splenic": "spleen",
-    "pancreatic": "pancreas",
-    "aortic": "aorta",
-    "duodenal": "duodenum",
-    "rectal": "rectum",
-    "colonic": "colon",
-    "colorectal": "colon",
-    "gastric": "stomach",
-    "pulmonary": "lung",
-    "esophageal": "esophagus",
-    "oesophageal": "esophagus",
-    "intestinal": "intestine",
-    "bowel": "intestine",
-    "prostatic": "prostate",
-    "femoral": "femur",
-    "mandibular": "mandible",
-    "laryngeal": "larynx",
+_WORD_FORMS = ORGAN_ADJECTIVES | {
     "vertebra": "vertebrae",
     "vertebral": "vertebrae",
     "spinal": "spine",
@@ -103,6 +83,10 @@ class HashedWords:
         """
         rows = [self._phrase(phrase) for phrase in phrases]
         return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(len(rows), self.width))
+
+    def left_out(self, phrase: str) -> str:
+        """Nothing: it reads a phrase of any length."""
+        return ""
 
     def _phrase(self, phrase: str) -> np.ndarray:
         words = content_words(phrase)

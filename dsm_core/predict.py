@@ -20,7 +20,8 @@ from dsm_core.inference import NoPriorError, Predictor
 from dsm_core.phrase_cache import cache_folder, with_cached_phrases
 from dsm_core.predict_arguments import add_arguments
 from dsm_core.prediction_files import output_stem, write_prediction
-from dsm_core.text_space import TextSpaceError
+from dsm_core.text_composition import Composition, with_composition
+from dsm_core.text_space import TextSpace, TextSpaceError
 
 
 class PredictError(ValueError):
@@ -63,7 +64,8 @@ def _run(options: argparse.Namespace) -> None:
     for query, info in zip(queries, classes, strict=True):
         known = "a class of the model" if info.name in predictor.text.names else "a free phrase"
         place = f", {places[info.name]}" if info.name in places else ""
-        print(f"  {query!r}: {info.kind} {info.name!r}, {known}{place}")
+        provenance = _provenance(predictor.text, query)
+        print(f"  {query!r}: {info.kind} {info.name!r}, {known}{place}{provenance}")
     if options.dry_run:
         print(f"dry run: would write {' and '.join(f'{path}' for path in outputs)}")
         return
@@ -82,6 +84,15 @@ def _run(options: argparse.Namespace) -> None:
     for value, (query, volume_ml, presence) in enumerate(legend, start=1):
         print(f"  {value} = {query}: {volume_ml:.1f} ml, presence {presence:.2f}")
     print(*written, sep="\n")
+
+
+def _provenance(text: TextSpace, query: str) -> str:
+    """What is to be known of a phrase's vector."""
+    is_composed = isinstance(text.phrase_encoder, Composition) and text.unknown([query])
+    rest = text.left_out(query)
+    return (f"; vector {Composition.name}, since no text tower is at hand" if is_composed else "") + (
+        f"; too long for the text tower, not read: {rest!r}" if rest else ""
+    )
 
 
 def _sizes(lengths: Sequence[float]) -> str:
@@ -148,12 +159,17 @@ def _open_scan(path: Path, allow_non_ct: bool) -> nibabel.Nifti1Image:
 
 def _predictor(checkpoint: Checkpoint, options: argparse.Namespace) -> Predictor:
     if options.text_weights:
-        model = checkpoint.text.encoder.removeprefix("open_clip ").split(" ")[0]
-        config = TextConfig(encoder="open_clip", model=model, weights=options.text_weights)
+        recipe, usual = checkpoint.text.recipe, TextConfig()
+        config = TextConfig(
+            encoder="open_clip",
+            model=recipe.model or usual.model,
+            weights=options.text_weights,
+            prompts=recipe.prompts or usual.prompts,
+        )
         checkpoint = replace(checkpoint, text=checkpoint.text.with_encoder(config))
     else:
         folder = options.phrase_cache or cache_folder()
-        checkpoint = replace(checkpoint, text=with_cached_phrases(checkpoint.text, folder))
+        checkpoint = replace(checkpoint, text=with_composition(with_cached_phrases(checkpoint.text, folder)))
     wanted = options.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"

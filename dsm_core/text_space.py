@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -22,7 +23,10 @@ from dsm_core.classes import ATLAS, ClassInfo, ClassKind, normalise_name
 from dsm_core.config import TextConfig
 from dsm_core.durable import replace_file
 from dsm_core.hashed_words import HASHED_WORDS, HashedWords, TextSpaceError
-from dsm_core.text_encoders import SavedEmbeddings, TextEncoder, load_encoder
+from dsm_core.text_bank import Bank, SavedEmbeddings
+from dsm_core.text_encoders import TextEncoder, load_encoder, load_phrase_encoder, make_bank
+from dsm_core.text_names import Names
+from dsm_core.text_wordings import PLAIN, Recipe, encode_classes
 
 __all__ = ["TextSpace", "TextSpaceError", "build_text_space"]
 
@@ -40,6 +44,7 @@ class TextSpace:
         encoder: what made the vectors, as shown in every output.
         phrases: further names whose vectors travel along, so that a site without the encoder can query them.
         phrase_vectors: (m, E) float32, centred, unit length.
+        recipe: how a class was encoded.
         phrase_encoder: encodes any other phrase; None where the encoder is not at hand. Not part of the content.
         taught: vectors of phrases that were encoded elsewhere, (E,) each. Not part of the content.
     """
@@ -50,6 +55,7 @@ class TextSpace:
     encoder: str
     phrases: tuple[str, ...] = ()
     phrase_vectors: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    recipe: Recipe = PLAIN
     phrase_encoder: TextEncoder | None = field(default=None, repr=False)
     taught: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -78,10 +84,8 @@ class TextSpace:
         return digest.hexdigest()
 
     @cached_property
-    def _rows(self) -> dict[str, int]:
-        """Row of every class name and of every synonym that is not itself a class."""
-        synonyms = {normalise_name(word): i for i, info in enumerate(self.classes) for word in info.synonyms}
-        return synonyms | {info.name: i for i, info in enumerate(self.classes)}
+    def _names(self) -> Names:
+        return Names(self.classes)
 
     def index(self, name: str) -> int:
         """Row of a class.
@@ -94,28 +98,26 @@ class TextSpace:
         return self.names.index(name)
 
     def find(self, phrase: str) -> ClassInfo | None:
-        """The bank's class that a phrase names, by name or synonym; None when it names none."""
-        row = self._rows.get(normalise_name(phrase))
+        """The bank's class that a phrase names, by name, by synonym or by the same words in another form; or None."""
+        row = self._names.row(phrase)
         return None if row is None else self.classes[row]
 
     def encode(self, phrases: Sequence[str]) -> Tensor:
-        """Centred unit vectors of phrases, (k, E): a class or synonym gives its bank row, other text is encoded.
+        """Centred unit vectors of phrases, (k, E): what names a class gives its bank row, other text is encoded.
 
         Raises:
             TextSpaceError: a phrase is empty, or it is not in the bank and the bank's encoder is not at hand.
         """
-        known = self._known()
-        wanted = [normalise_name(phrase) for phrase in phrases]
-        if unknown := self.unknown(phrases):
-            if self.phrase_encoder is None:
-                raise TextSpaceError(
-                    f"the text space does not hold {', '.join(map(repr, unknown))} and its encoder "
-                    f"({self.encoder}) is not at hand here; have them encoded with `dsm-site encode`, give its "
-                    f"weights, or query one of {', '.join(self.names)}"
-                )
-            raw = self.phrase_encoder.encode(unknown)
-            known |= dict(zip(unknown, centred(raw, self.mean, unknown), strict=True))
-        return torch.stack([known[name] for name in wanted]) if wanted else self.vectors[:0]
+        unknown = self.unknown(phrases)
+        if unknown and self.phrase_encoder is None:
+            raise TextSpaceError(
+                f"the text space does not hold {', '.join(map(repr, unknown))} and its encoder "
+                f"({self.encoder}) is not at hand here; have them encoded with `dsm-site encode`, give its "
+                f"weights, or query one of {', '.join(self.names)}"
+            )
+        made = dict(zip(unknown, self._encode_new(unknown), strict=True)) if unknown else {}
+        rows = [made.get(name, self._known(name)) for name in map(normalise_name, phrases)]
+        return torch.stack([row for row in rows if row is not None]) if rows else self.vectors[:0]
 
     def wordings(self, name: str) -> Tensor:
         """Vectors of a class and, where the bank's encoder is at hand, of its synonyms: (n, E), n at least 1.
@@ -145,15 +147,36 @@ class TextSpace:
         Raises:
             TextSpaceError: a phrase is empty.
         """
-        wanted = [normalise_name(phrase) for phrase in phrases]
-        if "" in wanted:
-            raise TextSpaceError("a text query needs words; found an empty phrase")
-        known = self._known()
-        return list(dict.fromkeys(name for name in wanted if name not in known))
+        for phrase in phrases:
+            if not re.search(r"\w", phrase.replace("_", " ")):
+                raise TextSpaceError(f"a text query needs words; found {phrase!r}, an empty phrase")
+        wanted = dict.fromkeys(normalise_name(phrase) for phrase in phrases)
+        return [name for name in wanted if self._known(name) is None]
 
-    def _known(self) -> dict[str, Tensor]:
-        further = dict(zip(self.phrases, self.phrase_vectors, strict=True))
-        return {**self.taught, **further, **{name: self.vectors[row] for name, row in self._rows.items()}}
+    def left_out(self, phrase: str) -> str:
+        """The end of a phrase that is too long for the encoder at hand; empty where no encoder has to read it."""
+        is_read = self.phrase_encoder is not None and self.unknown([phrase])
+        return self.phrase_encoder.left_out(normalise_name(phrase)) if is_read and self.phrase_encoder else ""
+
+    def _known(self, name: str) -> Tensor | None:
+        """The vector of a normalised phrase that needs no encoder."""
+        row = self._names.row(name)
+        if row is not None:
+            return self.vectors[row]
+        if (own := _in_atlas(name).name) in self.phrases:
+            return self.phrase_vectors[self.phrases.index(own)]
+        return self.taught.get(name)
+
+    def _encode_new(self, phrases: Sequence[str]) -> Tensor:
+        """What names a class of the atlas is encoded as that class is, so that it has its vector when it joins."""
+        assert self.phrase_encoder is not None
+        infos = [_in_atlas(name) for name in phrases]
+        return centred(
+            encode_classes(self.phrase_encoder, infos, self._detail(self.phrase_encoder)), self.mean, phrases
+        )
+
+    def _detail(self, encoder: TextEncoder) -> str:
+        return "name" if isinstance(encoder, SavedEmbeddings) else self.recipe.detail
 
     def with_encoder(self, encoder: TextConfig | TextEncoder) -> TextSpace:
         """The same text space with an encoder for new phrases, loaded already or still to be loaded.
@@ -162,14 +185,18 @@ class TextSpace:
             TextSpaceError: the encoder is not available, or does not reproduce the bank's own vectors.
         """
         if isinstance(encoder, TextConfig):
-            encoder = load_encoder(encoder)
-        raw = encoder.encode(self.names[:1])
-        same_width = raw.shape[1] == self.width
-        likeness = float(centred(raw, self.mean, self.names[:1]) @ self.vectors[0]) if same_width else 0.0
+            encoder = load_phrase_encoder(encoder)
+        raw = encode_classes(encoder, self.classes[:1], self._detail(encoder))
+        if raw.shape[1] != self.width:
+            raise TextSpaceError(
+                f"the text space was made by {self.encoder} and has vectors of {self.width} numbers; {encoder.name} "
+                f"gives {raw.shape[1]}: use the weights that made it"
+            )
+        likeness = float(centred(raw, self.mean, self.names[:1]) @ self.vectors[0])
         if likeness < 0.999:
             raise TextSpaceError(
                 f"the text space was made by {self.encoder}; {encoder.name} gives {self.names[0]!r} another vector "
-                f"(cosine {likeness:.3f}, wanted 1): use the same weights and prompt"
+                f"(cosine {likeness:.3f}, wanted 1): use the same weights and prompts"
             )
         return replace(self, phrase_encoder=encoder)
 
@@ -197,6 +224,7 @@ class TextSpace:
                 vectors=tensors["vectors"],
                 mean=tensors["mean"],
                 encoder=about["encoder"],
+                recipe=Recipe.from_dict(about["recipe"]) if "recipe" in about else PLAIN,
                 phrases=tuple(about["phrases"]),
                 phrase_vectors=tensors["phrase_vectors"],
                 phrase_encoder=HashedWords(len(tensors["mean"])) if about["encoder"] == HASHED_WORDS else None,
@@ -225,14 +253,26 @@ class TextSpace:
             raise TextSpaceError(f"no text space at {path}: {error.strerror}") from error
 
     def _about(self) -> dict[str, Any]:
+        # The plain recipe is left out, so that text spaces from before there were others keep their hash.
+        recipe = {} if self.recipe == PLAIN else {"recipe": asdict(self.recipe)}
         return {
             "encoder": self.encoder,
             "classes": [asdict(info) for info in self.classes],
             "phrases": list(self.phrases),
+            **recipe,
         }
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"vectors": self.vectors, "mean": self.mean, "phrase_vectors": self.phrase_vectors}
+
+
+_ATLAS_NAMES = Names(tuple(ATLAS.values()))
+
+
+def _in_atlas(phrase: str) -> ClassInfo:
+    """The class of the atlas that a phrase names; otherwise the phrase as it is."""
+    row = _ATLAS_NAMES.row(phrase)
+    return ClassInfo(phrase, ClassKind.ORGAN) if row is None else tuple(ATLAS.values())[row]
 
 
 def build_text_space(classes: Iterable[ClassInfo], config: TextConfig) -> TextSpace:
@@ -249,23 +289,41 @@ def build_text_space(classes: Iterable[ClassInfo], config: TextConfig) -> TextSp
     if not names or doubled:
         raise TextSpaceError(f"a text space wants one or more classes of different names, found {doubled or 'none'}")
     encoder = load_encoder(config)
-    if isinstance(encoder, SavedEmbeddings):
-        vocabulary = list(encoder.rows)
-        encoder.encode(names)
-    else:
-        vocabulary = sorted(set(names) | set(ATLAS))
-    unit = torch.nn.functional.normalize(encoder.encode(vocabulary).double(), dim=1)
+    is_saved = isinstance(encoder, SavedEmbeddings)
+    bank = encoder.bank if isinstance(encoder, SavedEmbeddings) else make_bank(encoder, wanted, config)
+    space = centre_bank(bank, wanted, bank.model if bank.model == HASHED_WORDS else encoder.name)
+    if is_saved and config.weights:
+        return space.with_encoder(config)
+    return space if space.phrase_encoder is not None else replace(space, phrase_encoder=encoder)
+
+
+def centre_bank(bank: Bank, classes: Sequence[ClassInfo], name: str) -> TextSpace:
+    """The text space of some classes of a bank, centred on the mean of the bank.
+
+    Args:
+        name: what made the vectors, as it is shown.
+
+    Raises:
+        TextSpaceError: a class that the bank does not hold, or one whose vector equals the mean.
+    """
+    SavedEmbeddings(bank).encode([info.name for info in classes])
+    unit = torch.nn.functional.normalize(bank.embeddings.double(), dim=1)
     mean = unit.mean(dim=0).float()
+    vocabulary = [info.name for info in bank.classes]
     rows = dict(zip(vocabulary, centred(unit, mean, vocabulary), strict=True))
-    further = () if isinstance(encoder, HashedWords) else tuple(name for name in vocabulary if name not in names)
+    wanted = sorted((bank.describe(info) for info in classes), key=lambda info: info.name)
+    names = [info.name for info in wanted]
+    # Hashed words are at hand everywhere, so that no vector has to travel along.
+    further = () if bank.model == HASHED_WORDS else tuple(each for each in vocabulary if each not in names)
     return TextSpace(
-        classes=wanted,
-        vectors=torch.stack([rows[name] for name in names]),
+        classes=tuple(wanted),
+        vectors=torch.stack([rows[each] for each in names]),
         mean=mean,
-        encoder=encoder.name,
+        encoder=name,
         phrases=further,
-        phrase_vectors=torch.stack([rows[name] for name in further]) if further else torch.zeros(0, len(mean)),
-        phrase_encoder=encoder,
+        phrase_vectors=torch.stack([rows[each] for each in further]) if further else torch.zeros(0, len(mean)),
+        recipe=bank.recipe,
+        phrase_encoder=HashedWords(len(mean)) if bank.model == HASHED_WORDS else None,
     )
 
 

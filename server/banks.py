@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dsm_core.config import TextConfig
 from dsm_core.durable import replace_file
-from dsm_core.text_encoders import TextEncoder, load_encoder
+from dsm_core.text_encoders import TextEncoder, load_phrase_encoder
 from dsm_core.text_space import TextSpace, TextSpaceError
 
 BANKS = "banks"  # its folder in the consortium's
@@ -40,7 +40,8 @@ class Banks:
             config: the encoder that made it, for phrases that it does not hold; it is loaded when first needed.
         """
         if config is not None:
-            replace_file(self._path(space.hash, ".json"), json.dumps(asdict(config)).encode())
+            content = json.dumps(asdict(config.with_absolute_paths()))
+            replace_file(self._path(space.hash, ".json"), content.encode())
         if not self._path(space.hash).is_file():
             space.save(self._path(space.hash))
         replace_file(self.folder / _CURRENT, space.hash.encode())
@@ -80,7 +81,9 @@ class Banks:
         config = path.read_text()
         with self._lock:
             if config not in self._encoders:
-                self._encoders = {config: load_encoder(TextConfig(**json.loads(config)))}  # one at a time: it is large
+                self._encoders = {
+                    config: load_phrase_encoder(TextConfig(**json.loads(config)))
+                }  # one at a time: it is large
             self._held[space.hash] = space.with_encoder(self._encoders[config])
             return self._held[space.hash]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from server import audit_commands, deploy_commands, provision_commands, service_commands, watch
+from server import audit_commands, deploy_commands, provision_commands, service_commands, text_space_commands, watch
 from strategies.deployment.command_line import run_command
 
-GROUPS = (provision_commands, deploy_commands, service_commands, watch, audit_commands)
+GROUPS = (provision_commands, deploy_commands, service_commands, text_space_commands, watch, audit_commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -125,6 +125,7 @@ def open_federation(
     saved: SavedState | None = None,
     waiting: Waiting | None = None,
     names: Callable[[], Mapping[int, str]] | None = None,
+    publish: Callable[[TextSpace], None] = lambda text: None,
 ) -> Federation:
     """Wait for the sites, enrol them, and send them the text space.
 
@@ -135,6 +136,7 @@ def open_federation(
             since is turned away. Sites that do not come back in time are missing, and the quorum decides.
         waiting: is told that sites are awaited.
         names: the site that each node is registered as by now, see `enrol`; None where nobody is registered.
+        publish: is given the text space, and every one that it grows into, before a round trains on it.
 
     Raises:
         FederationError: too few sites, or one that cannot enrol.
@@ -149,7 +151,8 @@ def open_federation(
         members = Members(
             {}, saved.contracts, _with_encoder(saved.text, config), QueryFedAvg(config.server, saved.contracts)
         )
-    membership = Membership(grid, config, members, names)
+    publish(members.text)
+    membership = Membership(grid, config, members, names, publish)
     if saved is not None:
         waiting.begin("connecting", saved.state.round, total_rounds(config), members.contracts, connect_timeout_s)
         membership.reconnect(connect_timeout_s, waiting.tick)

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from dsm_core.config import Config
 from dsm_core.data import LabelContract
+from dsm_core.text_space import TextSpace
 from server.enrolment import read_contract
 from server.exchange import Exchange
 from server.members import Members, TurnedAway, let_in
@@ -31,10 +32,22 @@ class Membership:
     """
 
     def __init__(
-        self, grid: Grid, config: Config, members: Members, names: Callable[[], Mapping[int, str]] | None = None
+        self,
+        grid: Grid,
+        config: Config,
+        members: Members,
+        names: Callable[[], Mapping[int, str]] | None = None,
+        publish: Callable[[TextSpace], None] = lambda text: None,
     ) -> None:
+        """Put the parts together.
+
+        Args:
+            names: the site that each node is registered as, where that is known.
+            publish: is given the text space whenever it has grown, before a round trains on it.
+        """
         self.members = members
         self._names = names
+        self._publish, self._published = publish, members.text.hash
         self._grid, self._config = grid, config
         self._asked: list[tuple[Exchange, set[int]]] = []
         self._answers: list[tuple[int, LabelContract | str]] = []
@@ -85,6 +98,7 @@ class Membership:
                 continue
             if answer.site not in before.contracts:
                 joined[answer.site] = sorted(set(self.members.text.names) - set(before.text.names))
+        self._publish_text()
         events = {"joined": joined, "turned_away": turned_away}
         return state, {name: found for name, found in events.items() if found}
 
@@ -97,6 +111,18 @@ class Membership:
         self.look(at_once=True)
         for exchange, _ in self._asked:
             self._answers += [(node, read_contract(reply)) for node, reply in exchange.replies(on_wait)]
+
+    def _publish_text(self) -> None:
+        """Before the round that trains on it; where it fails, again before the next one."""
+        text = self.members.text
+        if text.hash == self._published:
+            return
+        try:
+            self._publish(text)
+        except OSError as error:  # training needs no service: the sites get the text space with the round
+            log.error("the text space %s is not served yet: %s; tried again next round", text.hash[:12], error)
+        else:
+            self._published = text.hash
 
     def _gather(self) -> None:
         """Take in the answers that have arrived; a node that stays silent is told of, and asked again later."""

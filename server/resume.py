@@ -33,15 +33,10 @@ def remember_config(run: Path, config: Config) -> None:
     Raises:
         StateError: the disk is full, or the folder cannot be written.
     """
-    content = asdict(config)
-    for part, key in (
-        (content, "sites_dir"),
-        (content, "eval_dir"),
-        (content["text"], "bank"),
-        (content["text"], "weights"),
-    ):
-        if part[key] and Path(part[key]).exists():
-            part[key] = os.path.abspath(part[key])
+    content = asdict(replace(config, text=config.text.with_absolute_paths()))
+    for key in ("sites_dir", "eval_dir"):
+        if content[key] and Path(content[key]).exists():
+            content[key] = os.path.abspath(content[key])
     path = run / STATE / CONFIG
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -50,9 +50,10 @@ def run_federation(
     with trail.failures(), waiting, StateStore(state_folder(record.folder, record.method), config) as store:
         saved = store.latest()
         rewind_history(record.folder, record.method, saved.state.round if saved else 0)
-        federation = open_federation(grid, config, config.sites, saved=saved, waiting=waiting, names=names)
-        if home is not None:
-            Banks(home / BANKS).put(federation.text, config.text)
+        publish = partial(Banks(home / BANKS).put, config=config.text) if home is not None else (lambda text: None)
+        federation = open_federation(
+            grid, config, config.sites, saved=saved, waiting=waiting, names=names, publish=publish
+        )
         trail.begin(federation)
         state = federation.run(grid, trail.each(record.add_round), saved.state if saved else None, store, waiting)
         record.save(federation, state)

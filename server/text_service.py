@@ -87,6 +87,11 @@ class TextService(ConsortiumServicer):
         # An encoder that cannot be loaded is the coordinator's own trouble, and its message may name a path.
         space = self._desk.banks.able_to_encode(self._bank(request.bank_hash))
         try:
+            if cut := {phrase: rest for phrase in phrases if (rest := space.left_out(phrase))}:
+                told = "; ".join(f"{rest!r} of {phrase!r}" for phrase, rest in cut.items())
+                raise Refusal(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"longer than the encoder's context, it would not read {told}"
+                )
             vectors = space.encode(phrases)
         except TextSpaceError as error:
             raise Refusal(grpc.StatusCode.NOT_FOUND, f"{error}") from error

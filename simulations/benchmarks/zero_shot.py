@@ -38,8 +38,8 @@ from simulations.sites import SitesError
 
 BANK = Path("../shared/data/text_space/clip_vit_b32_dsm45.safetensors")
 SEEDS = (0, 1, 2)
-FULL = Budget({ORGANS: 1000, PRIOR: 800, TUMORS: 800}, cases=32, held_out=12)
-QUICK = Budget({ORGANS: 400, PRIOR: 300, TUMORS: 250}, cases=12, held_out=5)
+FULL = Budget({ORGANS: 800, PRIOR: 600, TUMORS: 600}, cases=24, held_out=8)
+QUICK = Budget({ORGANS: 400, PRIOR: 200, TUMORS: 200}, cases=10, held_out=4)
 QUICK_CLASSES = ("spleen tumor", "liver tumor")
 LEAST_AUROC, LEAST_SHARE = 0.95, 0.6
 MEASURES = (

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from dsm_core.classes import ATLAS
 from dsm_core.config import TextConfig
 from dsm_core.data.phantoms import PHANTOM_CLASSES
-from dsm_core.text_encoders import SavedEmbeddings
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_bank import read_bank
+from dsm_core.text_space import TextSpace, build_text_space, centre_bank
 
 OFFLINE, CLIP = "hashed words (not CLIP)", "CLIP ViT-B/32 (saved)"
 # The saved embeddings know two kidneys: both together stand for "kidney".
@@ -33,14 +31,12 @@ def text_space(encoder: str, bank: Path | None) -> TextSpace:
     """
     if encoder == OFFLINE or bank is None:
         return build_text_space([ATLAS[name] for name in PHANTOM_CLASSES], TextConfig(encoder="offline"))
-    saved = SavedEmbeddings(bank)
-    rows = dict(saved.rows)
+    saved = read_bank(bank)
+    classes, vectors = list(saved.classes), list(saved.embeddings)
     for name, parts in MADE_OF.items():
-        if name not in rows and all(part in rows for part in parts):
-            rows[name] = torch.stack([normalize(rows[part], dim=0) for part in parts]).mean(0)
-    known = [ATLAS[name] for name in PHANTOM_CLASSES if name in rows]
-    with tempfile.TemporaryDirectory() as folder:
-        extended = Path(folder) / "bank.safetensors"
-        about = {"classes": json.dumps(list(rows)), "model": encoder}
-        save_file({"embeddings": torch.stack(list(rows.values()))}, extended, about)
-        return build_text_space(known, TextConfig(encoder="bank", bank=str(extended)))
+        if name not in saved.rows and all(part in saved.rows for part in parts):
+            classes.append(ATLAS[name])
+            both = saved.embeddings[[saved.rows[part] for part in parts]]
+            vectors.append(normalize(both, dim=1).mean(0))
+    extended = replace(saved, classes=tuple(classes), embeddings=torch.stack(vectors))
+    return centre_bank(extended, [ATLAS[name] for name in PHANTOM_CLASSES if name in extended.rows], encoder)

@@ -15,8 +15,10 @@ from client import cli
 from client.bank_cache import BANK
 from dsm_core import predict
 from dsm_core.checkpoint import save_checkpoint
+from dsm_core.classes import ATLAS
 from dsm_core.config import Config, DataConfig, ModelConfig, TextConfig
 from dsm_core.model import build_model
+from dsm_core.text_space import build_text_space
 from strategies.audit import AuditLog, Head
 
 SMALL = ModelConfig(
@@ -159,6 +161,26 @@ def test_phrase_that_cannot_be_recorded_does_not_leave(site, towered, coordinato
     assert "is damaged" in said
     assert len(coordinator.recorded("refused")) == before
     assert not list((tmp_path / "cache").glob("*polyp*"))
+
+
+def test_prediction_where_nobody_has_a_text_tower_composes_a_lesion_of_a_known_organ(site, coordinator, tmp_path):
+    """As with a bank of saved CLIP embeddings, which holds no other phrase."""
+    classes = [ATLAS[name] for name in ("liver", "spleen", "liver tumor")]
+    space = replace(build_text_space(classes, TextConfig()), encoder="a tower", phrase_encoder=None)
+    coordinator.desk.banks.put(space)
+    config = Config(model=SMALL, data=DataConfig(spacing_mm=(6.0, 6.0, 6.0), patch=(32, 32, 32)))
+    save_checkpoint(tmp_path / "best", build_model(config.model, space), config, space)
+    values = np.full((36, 30, 40), -1000, dtype=np.int16)
+    values[4:32, 4:26, 4:36] = 40
+    nib.save(nib.Nifti1Image(values, np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "scan.nii.gz")
+    words = [tmp_path / "best", tmp_path / "scan.nii.gz", "-o", tmp_path / "out.nii.gz", "--dry-run", "--device", "cpu"]
+    code, said = site("predict", *words, "--query", "splenic abscess")
+    assert code == 0, said
+    assert "the coordinator refused (NOT_FOUND)" in said
+    assert "vector composed from the vectors of the text space, since no text tower is at hand" in said
+    code, said = site("predict", *words, "--query", "omentum")
+    assert code == 2
+    assert "words name no lesion of an organ" in said
 
 
 def test_prediction_without_a_text_tower_asks_once_and_then_works_offline(site, towered, coordinator, tmp_path, capsys):

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 import client.app as site_app
+from client.text_client import ConsortiumClient
 from dsm_core.checkpoint import load_checkpoint
 from dsm_core.config import ConfigError
 from dsm_core.stages import MOVING
@@ -15,6 +17,7 @@ from server.app import app
 from server.banks import Banks
 from server.enrolment import ContractConflict
 from server.rounds import RoundError
+from server.run import run_federation
 from simulations.grid import run_in_process
 from strategies.audit import AuditLog
 
@@ -191,3 +194,35 @@ def test_relative_or_taken_result_folder_is_refused(sites, training, tmp_path):
 def test_mistyped_key_is_an_error(sites, training, tmp_path):
     with pytest.raises(ConfigError, match="roundz"):
         run(sites, tmp_path, "roundz=3")
+
+
+def test_class_that_a_newcomer_brings_is_served_before_its_first_round_and_fetched_by_hash(
+    sites, training, tmp_path, monkeypatch, coordinator, north
+):
+    """The service reads the consortium's folder, as the one does that `dsm-server start` runs in another process."""
+    seen, good = {}, site_app.train_round
+    words = ["rounds=3", "sites=2", "text.encoder=offline", "name=trial", f"out={tmp_path}"]
+    home = coordinator.desk.banks.folder.parent
+    sites.append(make_site(tmp_path, "east", ["pancreas"]))
+
+    def train_round(session, arrays, order, ledger_file):
+        with ConsortiumClient(coordinator.address, north) as client:
+            held = seen.get(order.round - 1)
+            seen[order.round] = client.get_bank(held)
+            assert client.about().bank_hash == seen[order.round].hash
+            vectors = client.encode(["gallstone"], seen[order.round].hash, seen[order.round].width)
+            assert torch.equal(vectors, seen[order.round].encode(["gallstone"]))
+        return good(session, arrays, order, ledger_file)
+
+    def serve(grid, context):
+        nodes = grid.get_node_ids()
+        grid.get_node_ids = lambda: nodes if 1 in seen else nodes[:2]
+        run_federation(grid, words, "trial", home)
+
+    monkeypatch.setattr(site_app, "train_round", train_round)
+    training["east"] = 0.002
+    run_in_process(serve, site_app.app, sites, threads=1)
+    assert [seen[round].names for round in (1, 2, 3)] == [("liver", "spleen"), *[("liver", "pancreas", "spleen")] * 2]
+    assert seen[3] is not None
+    assert seen[3].hash == load_checkpoint(tmp_path / "trial" / "checkpoints" / "last").text.hash
+    assert torch.equal(seen[3].encode(["liver", "spleen"]), seen[1].vectors)

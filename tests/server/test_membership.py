@@ -162,3 +162,26 @@ def test_nobody_waits_for_a_newcomer_that_says_nothing():
     state, _ = sites.run()
     assert [record["sites"] for record in state.history] == [["north"]] * 3
     assert sum(record["seconds"] for record in state.history) < 1.0
+
+
+def test_grown_text_space_is_published_before_its_round_and_again_where_that_failed():
+    """The service may be on a full disk for a while; the rounds go on, and it has the text space a round later."""
+    told, rounds = [], []
+
+    def publish(text):
+        told.append((len(rounds), text.names))
+        if len(told) == 1:
+            raise OSError(28, "No space left on device")
+
+    def serve(grid, context):
+        space = build_text_space([describe_class("liver")], TextConfig(encoder="offline"))
+        members = Members({"north": 1}, {"north": NORTH}, space, QueryFedAvg(ServerConfig(), {"north": NORTH}))
+        membership = Membership(grid, Config(), members, publish=publish)
+        state = members.strategy.init({EVIDENCE: np.ones(1, np.float32)}, space.names)
+        for newcomer in (None, EAST, None, None):
+            membership._answers += [(9, newcomer)] if newcomer else []
+            state, _ = membership.admit(state)
+            rounds.append(state.round)
+
+    run_in_process(serve, ClientApp(), [])
+    assert told == [(1, ("liver", "pancreas")), (2, ("liver", "pancreas"))]

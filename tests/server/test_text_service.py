@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from dsm_core.classes import ATLAS, ClassKind
 from dsm_core.config import TextConfig
 from dsm_core.data import ClassContract, LabelContract
+from dsm_core.hashed_words import HashedWords
 from dsm_core.text_space import TextSpace, build_text_space
 from server.contract_book import ContractBook
 from server.serving import ServiceError, serve
@@ -110,6 +111,16 @@ def test_impossible_phrases_are_refused_with_the_limit(coordinator, stub, phrase
     found, reason = refused(stub.Encode, wire.EncodeRequest(bank_hash=coordinator.space.hash, phrases=phrases))
     assert found.name == code
     assert said in reason
+
+
+def test_phrase_that_the_encoder_cannot_read_to_its_end_is_refused_saying_what(coordinator, stub, monkeypatch):
+    monkeypatch.setattr(
+        HashedWords, "left_out", lambda encoder, phrase: "of the bile duct" if "stone" in phrase else ""
+    )
+    request = wire.EncodeRequest(bank_hash=coordinator.space.hash, phrases=["abscess", "stone of the bile duct"])
+    code, reason = refused(stub.Encode, request)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "would not read 'of the bile duct' of 'stone of the bile duct'" in reason
 
 
 @pytest.mark.parametrize("bank_hash", ["0" * 64, "", "../../contracts"])

@@ -84,3 +84,15 @@ def test_hole_of_a_tumor_is_closed_and_the_organ_does_not_grow() -> None:
     holed = organ.clone()
     holed[:, :, 4, 4, 4] = 0
     assert torch.equal(close_holes(holed), organ)
+
+
+def test_surface_of_an_organ_and_a_tumor_in_it_do_not_widen_its_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(24.0)] * 3, indexing="ij"))
+    radius = (grid - 11.5).norm(dim=0)
+    organ = (radius < 9).float()
+    image = 0.7 - 0.4 * (radius > 8) + 0.02 * torch.randn(24, 24, 24, generator=generator)  # fat mixes into the surface
+    image[(grid - 9.0).norm(dim=0) < 3] -= 0.12
+    mean, spread = organ_statistics(image[None, None], organ[None, None])
+    assert mean.item() == pytest.approx(0.7, abs=0.01)
+    assert spread.item() == pytest.approx(0.02, abs=0.008)
