@@ -17,7 +17,7 @@ from dsm_core.data import LabelContract, contract_classes
 from dsm_core.model import DSM, build_model
 from dsm_core.stages import total_rounds
 from dsm_core.text_space import TextSpace, TextSpaceError, build_text_space
-from server.enrolment import deliver_text, enrol, wait_for_sites
+from server.enrolment import deliver_text, enrol, node_labels, wait_for_sites
 from server.members import EVIDENCE, Members, declared_evidence
 from server.membership import Membership
 from server.rounds import OnRound, run_rounds
@@ -171,8 +171,8 @@ def _first_members(
     names: Mapping[int, str] | None,
 ) -> Members:
     timeout_s = config.server.round_timeout_s
-    waiting.begin("enrolling", 0, total_rounds(config), [f"node {node}" for node in nodes], timeout_s)
-    enrolment = enrol(grid, nodes, timeout_s, config.data.held_out, waiting.tick, names)
+    waiting.begin("enrolling", 0, total_rounds(config), node_labels(nodes, names).values(), timeout_s)
+    enrolment = enrol(grid, nodes, timeout_s, config.data.held_out, waiting.tick, names, waiting.answered)
     labelled = {info.name: info for info in contract_classes(list(enrolment.contracts.values()))}
     text = build_text_space(({info.name: info for info in classes} | labelled).values(), config.text)
     for site, reason in deliver_text(grid, enrolment.nodes, text, timeout_s).items():

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from dsm_core.config import Config
 from dsm_core.stages import MOVING, stage_of, total_rounds
-from server.exchange import Exchange, FederationError, LateAnswers, reason_of
+from server.exchange import Exchange, FederationError, LateAnswers, reason_of, silence
 from server.membership import Membership
 from server.round_plan import RoundPlan, plan_round
 from server.waiting import Waiting
@@ -192,7 +192,8 @@ def ask_sites(
             yield update
     late.expect(exchange, sites, order.round)
     yield from (failed(node, "the order could not be sent") for node in exchange.unsent)
-    yield from (SiteFailure(sites[node], f"no answer within {timeout_s:g} s") for node in exchange.awaited)
+    connected = set(grid.get_node_ids()) if exchange.awaited else set()
+    yield from (SiteFailure(sites[node], silence(node in connected, timeout_s)) for node in exchange.awaited)
 
 
 def site_rate(lr: float, config: Config, sites: int) -> float:

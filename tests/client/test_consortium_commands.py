@@ -192,8 +192,8 @@ def test_prediction_without_a_text_tower_asks_once_and_then_works_offline(site, 
     values[4:32, 4:26, 4:36] = 40
     scan = tmp_path / "scan.nii.gz"
     nib.save(nib.Nifti1Image(values, np.diag([4.0, 4.0, 4.0, 1.0])), scan)
-    words = [checkpoint, scan, "--query", "splenic abscess", "--query", "liver", "--device", "cpu"]
-    alone = [str(word) for word in (*words, "-o", tmp_path / "alone.nii.gz")]
+    words = [checkpoint, scan, "--query", "splenic abscess", "--query", "liver"]
+    alone = [str(word) for word in (*words, "--device", "cpu", "-o", tmp_path / "alone.nii.gz")]
 
     assert predict.main(alone) == 2
     assert "dsm-site encode" in capsys.readouterr().err
@@ -205,6 +205,13 @@ def test_prediction_without_a_text_tower_asks_once_and_then_works_offline(site, 
     masks = [np.asarray(nib.load(tmp_path / f"{name}.nii.gz").dataobj) for name in ("asked", "alone", "again")]
     assert np.array_equal(masks[0], masks[1])
     assert np.array_equal(masks[0], masks[2])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "data" / "dataset.json").write_text("{}")
+    (tmp_path / "other" / "site.yaml").write_text(f"data: {tmp_path / 'data'}\ndevice: cuda:97\n")
+    code, said = site("predict", *words, "-o", tmp_path / "never.nii.gz", folder=tmp_path / "other")
+    assert code == 2
+    assert "--device cuda:97 is not available here" in said
     code, said = site("predict", *words[:2], "--query", "polyp", "-o", tmp_path / "never.nii.gz")
     assert code == 1
     assert "nothing listens on" in said
