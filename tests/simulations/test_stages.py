@@ -138,7 +138,7 @@ def test_every_site_failing_ends_the_program_with_an_error(
     assert main([*SMALL, f"sites_dir={tmp_path / 'sites'}", f"out={tmp_path / 'runs'}", "name=lost"]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dsm-simulate:")][-1]
     assert "round 1: 0 of 2 sites" in said
-    assert "east: OSError at the site" in said
+    assert "east: OSError (No space left on device) at the site" in said
     assert "doe" not in said
     assert json.loads((tmp_path / "runs/lost/run.json").read_text())["finished"] is False
     assert not (tmp_path / "runs/lost/report.html").exists()
