@@ -23,6 +23,8 @@ class LossWeights:
 
     dice: float = 1.0
     cross_entropy: float = 1.0
+    # Dice alone makes a lesion's scores all or nothing; a lesion is a hundredth of its crop, so this is their balance.
+    lesion_cross_entropy: float = 10.0
     grouping: float = 0.3
     presence: float = 0.1
     text: float = 0.05
@@ -163,7 +165,7 @@ def tumor_loss(
     present = masks.flatten(2).any(2) & annotated.bool()
     parts = {
         "dice": weights.dice * dice,
-        "cross_entropy": weights.cross_entropy * cross_entropy,
+        "cross_entropy": weights.lesion_cross_entropy * cross_entropy,
         "presence": weights.presence * presence_loss(answer.presence_logits, present, annotated.bool() | absent),
         "text": weights.text * text_loss(answer.text_vectors, bank, target),
     }

@@ -17,8 +17,7 @@ from dsm_core.model.layers import dilate, space_to_depth
 
 CORE = 0.8  # an organ's brightness is read where the model is this sure: voxels at its edge mix two tissues
 CLOSING = 3  # latent voxels; a tumour that the organ map leaves out of its organ is taken in again
-REACH = 5  # latent voxels; so far around an organ, what no organ claims is held against it: a tumour bulges out
-_NEIGHBOUR = 0.02  # weight of an organ close by against that of one that is there
+REACH = 5  # latent voxels; edge of the cube around an organ in which a tumour of it may bulge out
 _OUTLIER = 2.0  # standard deviations beyond which a voxel has no say in its organ's mean and spread
 _FEWEST, _MOST = 30, 200_000  # voxels of a core, fewer of which say nothing; of which the median is taken
 _LEAST_SPREAD = 0.01  # of the image's [0, 1]
@@ -34,8 +33,8 @@ class Anatomy:
         organs: (B, O, X, Y, Z) probability of each organ, holes closed.
         outline: (B, 8, X, Y, Z) probability of any organ in the 2x2x2 voxels of each block, less one half.
         level: (B, 1, X, Y, Z) mean brightness of the organs, -1 to 1, weighted by their share; 0 outside them.
-        deviation: (B, 8, X, Y, Z) every voxel against the mean and spread in this scan of its own organ, or of the one
-            close by, in standard deviations; far from all, against fixed ones. The trivial idea of what is unusual.
+        deviation: (B, 8, X, Y, Z) every voxel against the mean and spread of its own organ in this scan, in standard
+            deviations; around organs 0, far from all against fixed numbers. The trivial idea of what is unusual.
     """
 
     organs: Tensor
@@ -76,15 +75,13 @@ def close_holes(organs: Tensor) -> Tensor:
     return torch.maximum(organs, -F.max_pool3d(-grown, CLOSING, 1, CLOSING // 2))
 
 
-def belonging(organs: Tensor, reach: int = REACH) -> Tensor:
-    """To which organ a voxel is compared, (B, O, X, Y, Z) alike: its own, else one close by; sums to 1, far from all 0.
+def near(organs: Tensor, reach: int = REACH) -> Tensor:
+    """How surely there is any organ within reach of a voxel, (B, 1, X, Y, Z), 0 to 1.
 
     Args:
-        organs: (B, O, X, Y, Z), probabilities. reach: size of the cube in which an organ is close by.
+        organs: (B, O, X, Y, Z), probabilities. reach: edge of the cube around the voxel.
     """
-    close = (2 * dilate(organs, reach) - 1).clamp(min=0)  # a faint organ is no neighbour
-    weight = organs + _NEIGHBOUR * close
-    return weight / (weight.sum(1, keepdim=True) + _NEIGHBOUR / 10)
+    return (2 * dilate(organs.amax(1, keepdim=True), reach) - 1).clamp(min=0)  # a faint organ is none
 
 
 def organ_statistics(image: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,10 +113,13 @@ def _robust(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _deviation(image: Tensor, probabilities: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
-    """(B, 1, 2X, 2Y, 2Z): deviation from each organ, weighted by how far the voxel belongs to it."""
-    rate, share = 1 / (spread + _LEAST_SPREAD), belonging(probabilities, 2 * REACH - 1)
-    slope = torch.einsum("boxyz,bo->bxyz", share, rate)[:, None]
-    offset = torch.einsum("boxyz,bo->bxyz", share, rate * mean)[:, None]
-    rest = (1 - share.sum(1, keepdim=True)) * (image - _REST[0]) / _REST[1]
-    deviation = image * slope - offset + rest
-    return deviation.clamp(-_LARGEST, _LARGEST)
+    """(B, 1, 2X, 2Y, 2Z): deviation from each organ, weighted by the organs' shares of the voxel.
+
+    So it fades at an organ's surface, where every voxel is unusual because it mixes two tissues.
+    """
+    rate = 1 / (spread + _LEAST_SPREAD)
+    slope = torch.einsum("boxyz,bo->bxyz", probabilities, rate)[:, None]
+    offset = torch.einsum("boxyz,bo->bxyz", probabilities, rate * mean)[:, None]
+    deviation = (image * slope - offset) / (probabilities.sum(1, keepdim=True) + 0.05)
+    rest = (1 - near(probabilities, 2 * REACH - 1)) * (image - _REST[0]) / _REST[1]
+    return (deviation + rest).clamp(-_LARGEST, _LARGEST)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
-from dsm_core.model.anatomy import REACH, Anatomy, belonging
+from dsm_core.model.anatomy import REACH, Anatomy
 from dsm_core.model.haar import LATENT_CHANNELS, to_latent
 from dsm_core.model.layers import dilate, norm_channels
 
@@ -197,7 +197,7 @@ def standardise(residual: Tensor, anatomy: Anatomy) -> Tensor:
         spread = (square - mean**2).clamp(min=1e-4).sqrt()
         low = residual[:, None, 0] - mean[:, :, 0, None, None, None]
         kept = core * (low.abs() < 2 * spread[:, :, 0, None, None, None])
-    share = belonging(anatomy.organs)
+    share = anatomy.organs / (anatomy.organs.sum(1, keepdim=True) + 0.05)
     offset, scale = (torch.einsum("boxyz,boc->bcxyz", share, part) for part in (mean, spread))
     return ((residual - offset) / scale.clamp(min=1e-2)).clamp(-_LARGEST, _LARGEST) * share.sum(1, keepdim=True)
 

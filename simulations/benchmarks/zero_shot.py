@@ -14,9 +14,10 @@ Training is pooled: as many steps as a federated run makes in all, without its a
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -159,16 +160,22 @@ def promises(rows: Sequence[Row]) -> list[Check]:
             gain = min(ours - trivial for ours, trivial in pairs)
             checks.append(Check.at_least(f"{encoder}: unseen AUROC above the organ mean's, worst", gain, 1e-9))
         if pairs := against(LABELLED, "dice"):
-            share = sum(ours for ours, _ in pairs) / sum(best for _, best in pairs)
+            share = _share((ours for ours, _ in pairs), (best for _, best in pairs))
             checks.append(Check.at_least(f"{encoder}: unseen Dice, share of labelled", share, LEAST_SHARE))
         for method in (WRONG, SHUFFLED):
             if pairs := against(method, "dice"):
-                share = sum(other for _, other in pairs) / max(sum(ours for ours, _ in pairs), 1e-9)
+                share = _share((other for _, other in pairs), (ours for ours, _ in pairs))
                 checks.append(Check.at_most(f"{encoder}: Dice with {method}, share of unseen", share, 0.2))
         if pairs := against(NO_DIFFUSION, "auroc_host"):
             gain = sum(ours - without for ours, without in pairs) / len(pairs)
             checks.append(Check.at_least(f"{encoder}: mean AUROC that diffusion adds", gain, 0.0))
     return checks
+
+
+def _share(part: Iterable[float], whole: Iterable[float]) -> float:
+    """NaN, which keeps no promise, where the whole is nothing."""
+    total = sum(whole)
+    return sum(part) / total if total else math.nan
 
 
 def _least(rows: dict[Any, Row], measure: str) -> float:
