@@ -34,7 +34,7 @@ def remember_config(run: Path, config: Config) -> None:
         StateError: the disk is full, or the folder cannot be written.
     """
     content = asdict(replace(config, text=config.text.with_absolute_paths()))
-    for key in ("sites_dir", "eval_dir"):
+    for key in ("sites_dir", "eval_dir", "start"):
         if content[key] and Path(content[key]).exists():
             content[key] = os.path.abspath(content[key])
     path = run / STATE / CONFIG

@@ -67,3 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print("dry run: nothing trained, nothing written" if report is None else f"report: {report}")
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -50,11 +50,12 @@ MOST_OVERHEAD_S = 30.0  # of a deployed round on two cores, with three processes
 _STARTS = "import client.app, client.trainer, dsm_core.data, dsm_core.model"
 _OPENS = """
 import sys, time
+from pathlib import Path
 import client.app, client.trainer, dsm_core.data, dsm_core.model
 from client.training import site_session
 from dsm_core.checkpoint import load_checkpoint
 from dsm_core.config import compose_config
-text, config = load_checkpoint(sys.argv[1]).text, compose_config(sys.argv[3:])
+text, config = load_checkpoint(Path(sys.argv[1])).text, compose_config(sys.argv[3:])
 started = time.monotonic()
 site_session(sys.argv[2], config, text)
 print(time.monotonic() - started)
