@@ -89,6 +89,7 @@ def train(message: Message, context: Context) -> Message:
     is_private = config.privacy.mode != "none"
     check_privacy(settings, config.privacy)
     session = site_session(settings.data, config, space, settings.device)
+    session.begin(request.order.stage)
     recall_moments(context, session, request.order)
     result = train_round(session, request.arrays, request.order, ledger_file(context))
     keep_moments(context, session, request.order)

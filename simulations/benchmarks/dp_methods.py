@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from client.privacy.gradients import PatientGradients
 from client.privacy.mechanism import GaussianSum
 from client.privacy.noise import SecretStream
-from client.privacy.private_training import public_batch
 from client.trainer import Trainer
 from dsm_core.classes import describe_class
 from dsm_core.config import ModelConfig, TextConfig, TrainConfig
 from dsm_core.data import PatchBatch
 from dsm_core.model import build_model
+from dsm_core.objectives import OrgansObjective, noise_patches
 from dsm_core.text_space import build_text_space
+from simulations.benchmarks.networks import SamePatches
 
-CLASSES = ("kidney", "liver", "liver tumor", "spleen")
+CLASSES = ("kidney", "liver", "spleen", "stomach")
 OPEN, OURS = "open", "private"
 CLIP_NORM = 1.0
 
@@ -40,10 +41,11 @@ class Work:
         torch.manual_seed(0)
         model = build_model(self.model, text)
         model.class_rows.evidence[:] = 1.0
-        return Trainer(model.train(), text, TrainConfig(clip_norm=CLIP_NORM), labelled=CLASSES)
+        config = TrainConfig(clip_norm=CLIP_NORM)
+        return Trainer(model.train(), OrgansObjective(model, text, SamePatches(self.batch()), config), config)
 
     def batch(self) -> PatchBatch:
-        return public_batch(CLASSES, self.patients * self.patches, (self.size,) * 3)
+        return noise_patches(CLASSES, self.patients * self.patches, (self.size,) * 3)
 
 
 Step = Callable[[], None]

@@ -23,7 +23,9 @@ pytestmark = [
 ]
 
 SITES = ("north", "south", "west")
-KEYS = ("train.local_steps=1", "train.batch=1", "data.patch=[16,16,16]")
+KEYS = ("train.local_steps=1", "train.batch=1", "train.crops=1", "data.patch=[16,16,16]", "data.crop=[16,16,16]")
+EACH_STAGE = ("rounds=1", "prior.rounds=1", "tumors.rounds=1")
+ORGANS_ONLY = ("prior.rounds=0", "tumors.rounds=0")
 MOST_S = 240.0
 DEADLINE_S, GRACE_S = 60.0, 30.0  # of a round with a site that is slow; polling, averaging, a busy machine
 
@@ -65,7 +67,7 @@ def test_three_rounds_from_init_to_checkpoint_within_four_minutes(consortium):
     assert {site["site"]: site["connection"] for site in status_of(consortium)["sites"]} == dict.fromkeys(
         SITES, "online"
     )
-    said = consortium.done(consortium.server("start", *KEYS, "rounds=3", "name=evidence"))
+    said = consortium.done(consortium.server("start", *KEYS, *EACH_STAGE, "name=evidence"))
     seconds = time.monotonic() - consortium.started
     print(f"{said}{seconds:.0f} s from init to checkpoint")
     history = history_of(consortium, "evidence")
@@ -81,7 +83,7 @@ def test_the_service_answers_and_both_logs_are_intact(consortium):
     assert {name: found[name] for name in asked} == dict.fromkeys(asked, "ok"), report
     assert "classes, made by hashed words" in consortium.done(consortium.site("north", "bank"))
     assert "accepted" in consortium.done(consortium.site("north", "enrol"))
-    assert "round 3: loss" in consortium.done(consortium.site("north", "watch", "evidence", "--no-follow"))
+    assert "round 3 (tumors): loss" in consortium.done(consortium.site("north", "watch", "evidence", "--no-follow"))
     for log, kinds in {"north": {"left"}, "consortium": {"accepted", "began", "round", "enrolled"}}.items():
         path = consortium.folder / log / "audit.jsonl"
         program = consortium.server if log == "consortium" else consortium.site_alone
@@ -90,7 +92,7 @@ def test_the_service_answers_and_both_logs_are_intact(consortium):
 
 
 def test_a_site_slower_than_the_deadline_is_named_and_no_longer_waited_for(consortium, train):
-    run = train("slow", *KEYS, "rounds=2", "server.quorum=0.6", f"server.round_timeout_s={DEADLINE_S:g}")
+    run = train("slow", *KEYS, *ORGANS_ONLY, "rounds=2", "server.quorum=0.6", f"server.round_timeout_s={DEADLINE_S:g}")
     processes = run.until_training(2)
     run.until(lambda: crawl(processes) or run.history()[1:], "the deadline of round 2")
     record = run.completes(2)[-1]
@@ -101,7 +103,7 @@ def test_a_site_slower_than_the_deadline_is_named_and_no_longer_waited_for(conso
 
 
 def test_a_run_completes_although_the_superlink_and_a_supernode_are_killed(consortium):
-    consortium.done(consortium.server("start", *KEYS, "rounds=3", "name=killed", "--detach"))
+    consortium.done(consortium.server("start", *KEYS, *EACH_STAGE, "name=killed", "--detach"))
     log = consortium.folder / "consortium" / "logs" / "run.log"
     wait_for(lambda: history_of(consortium, "killed"), log)
     before = status_of(consortium)["processes"]["superlink"]
@@ -116,12 +118,12 @@ def test_a_run_completes_although_the_superlink_and_a_supernode_are_killed(conso
 
 
 def test_a_run_whose_command_was_killed_goes_on_where_it_was(consortium):
-    consortium.done(consortium.server("start", *KEYS, "rounds=3", "name=resumed", "--detach"))
+    consortium.done(consortium.server("start", *KEYS, *EACH_STAGE, "name=resumed", "--detach"))
     log = consortium.folder / "consortium" / "logs" / "run.log"
     wait_for(lambda: history_of(consortium, "resumed"), log)
     os.kill(running_pid(Place(consortium.folder / "consortium"), "run"), signal.SIGKILL)
     assert "go on with it: --resume" in consortium.refused(
-        consortium.server("start", *KEYS, "rounds=3", "name=resumed")
+        consortium.server("start", *KEYS, *EACH_STAGE, "name=resumed")
     )
     said = consortium.done(consortium.server("start", "--resume"))
     assert "was left to itself and is stopped" in said
@@ -142,7 +144,7 @@ def test_what_sites_are_told_of_a_run_names_no_place_of_the_coordinator(consorti
 
 
 def test_updates_that_are_no_numbers_end_a_run_with_the_names_of_their_sites(consortium, train):
-    run = train("nan", *KEYS, "rounds=1", "train.local_steps=2", "train.lr=1e30")
+    run = train("nan", *KEYS, *ORGANS_ONLY, "rounds=1", "train.local_steps=2", "train.lr=1e30")
     assert run.command.wait(run.patience_s) == 1
     assert "round 1: 0 of 3 sites gave a usable update" in run.said
     for site in SITES:  # one that does so alone is told apart in tests/server/test_rounds.py
