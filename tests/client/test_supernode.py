@@ -1,4 +1,4 @@
-"""Flower's SuperNode as a site runs it: a handshake that is cut off is tried again, and no deaf process stays behind."""
+"""A site's SuperNode: a handshake that is cut off is tried again, and no deaf process stays behind."""
 
 import socket
 import subprocess
@@ -9,7 +9,7 @@ import time
 import pytest
 
 from client.services import CONNECTED
-from strategies.deployment.certificates import key_pem, new_key
+from strategies.deployment.certificates import key_openssh, new_key
 from strategies.deployment.flower import free_port
 
 
@@ -36,12 +36,12 @@ def balancer():
 def supernode(authority, tmp_path):
     """Starts a SuperNode against a port of this machine."""
     key, started = tmp_path / "flower.key", []
-    key.write_bytes(key_pem(new_key()))
+    key.write_bytes(key_openssh(new_key()))
 
-    def start(port, module="client.supernode", *words):
-        command = [sys.executable, "-m", module, "--superlink", f"127.0.0.1:{port}", "--isolation", "process"]
+    def start(port):
+        command = [sys.executable, "-m", "client.supernode", "--superlink", f"127.0.0.1:{port}"]
         command += ["--root-certificates", f"{authority.folder / 'ca.pem'}", "--auth-supernode-private-key", f"{key}"]
-        command += ["--port", f"{free_port()}", *words]
+        command += ["--isolation", "process", "--port", f"{free_port()}"]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return started[-1]
 
@@ -63,3 +63,17 @@ def test_a_handshake_that_is_cut_off_is_tried_again(supernode, balancer):
     assert "retrying in" in said
     assert "handshake error" not in said
     assert CONNECTED not in said
+
+
+GIVES_UP = """
+import threading, time
+from flwr.supernode import cli
+cli.flower_supernode = lambda: threading.Thread(target=time.sleep, args=(600,)).start()
+from client.supernode import main
+main()
+"""
+
+
+def test_a_supernode_that_gave_up_ends_although_its_server_goes_on():
+    ended = subprocess.run([sys.executable, "-c", GIVES_UP], timeout=120, check=False)
+    assert ended.returncode == 1
