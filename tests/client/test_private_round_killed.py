@@ -29,7 +29,16 @@ from client.ledger import Charge, Ledger
 from client.privacy import PatientAccountant
 from client.trainer import model_arrays
 from dsm_core.classes import describe_class
-from dsm_core.config import Config, DataConfig, ModelConfig, PrivacyConfig, TextConfig, TrainConfig
+from dsm_core.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    PriorConfig,
+    PrivacyConfig,
+    TextConfig,
+    TrainConfig,
+    TumorsConfig,
+)
 from dsm_core.model import build_model
 from dsm_core.text_space import build_text_space
 from strategies import messages
@@ -48,7 +57,10 @@ WATCHED = [
         "dsm_core/durable.py", "tests/client/test_private_round_killed.py",
     )
 ]  # fmt: skip
-SMALL = ModelConfig(widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 0, 1), decoder_width=16, query_width=16, mask_width=8)
+SMALL = ModelConfig(
+    widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 0, 1), decoder_width=16, query_width=16, mask_width=8,
+    prior_widths=(8, 8, 8), lesion_width=8,
+)  # fmt: skip
 PRIVACY = PrivacyConfig(mode="dp_sgd", epsilon=4.0, accountant="rdp")
 DELTA, CEILING = 1e-3, 100.0
 ROUNDS = 2
@@ -90,8 +102,9 @@ class Site:
         context.node_config |= {"privacy-ledger": f"{self.ledger}", "audit": f"{self.audit}"}
         self._ask(messages.pack_text(self.text.to_bytes(), self.text.hash), messages.TEXT, context)
         config = Config(
-            model=SMALL, data=DataConfig(patch=(16, 16, 16)), train=TrainConfig(batch=2), privacy=PRIVACY, rounds=ROUNDS
-        )
+            model=SMALL, data=DataConfig(patch=(16, 16, 16)), train=TrainConfig(batch=2), privacy=PRIVACY,
+            rounds=ROUNDS, prior=PriorConfig(rounds=0), tumors=TumorsConfig(rounds=0),
+        )  # fmt: skip
         reached, charged, sent = 0, [], []
 
         def trace(frame, event, _):
@@ -107,7 +120,7 @@ class Site:
             return trace
 
         for round in range(1, ROUNDS + 1):
-            order = messages.TrainOrder(round, ROUNDS, 1e-3, local_steps=1, seed=0)
+            order = messages.TrainOrder(round, ROUNDS, "organs", round, ROUNDS, 1e-3, local_steps=1, seed=0)
             content = messages.pack_train(
                 messages.pack_arrays(self.arrays), order, self.text.hash, messages.pack_config(config)
             )
