@@ -167,7 +167,7 @@ def test_a_run_whose_process_is_killed_says_so_and_is_gone_on_with(consortium, t
     assert "its process ended without a word" in run.said
     assert "dsm-server start --resume name=process" in run.said
     status = consortium.done(consortium.server("status"))
-    assert "run process: federated: round 2 of 3, stopped" in status
+    assert "run process: federated: round 2 of 2 (organs), stopped" in status
     first = run.history()[0]
     resumed = train("process", "--resume")
     assert resumed.completes(2)[0] == first
