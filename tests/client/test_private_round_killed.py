@@ -8,6 +8,7 @@ line of the project's own code, the line's number drawn at random.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -81,13 +82,13 @@ class Site:
         self.audit = self.folder / f"audit-{number}.jsonl"
         Ledger(self.ledger, "mercy").create(CEILING, DELTA)
 
-    def live(self, dies_at):
-        """Answer a run of `ROUNDS` rounds until a line is reached; the number of lines where it is never reached."""
+    def live(self, dies_at, after_charge=False):
+        """Answer a run of `ROUNDS` rounds until a line is reached; the lines in `answer` where it is never reached."""
         told, tells = os.pipe()
         process = os.fork()
         if not process:
             with suppress(BaseException):
-                lines = self.answer(dies_at)
+                lines = self.answer(dies_at, after_charge)
                 os.write(tells, f"{lines}".encode())
             os._exit(0)
         os.close(tells)
@@ -97,7 +98,12 @@ class Site:
         assert os.WIFSIGNALED(status) == (said == ""), said
         return json.loads(said) if said else None
 
-    def answer(self, dies_at):
+    def answer(self, dies_at, after_charge=False):
+        """Answer, and die at a line: counted from the start, or from the first charge that is on record.
+
+        Returns:
+            Lines gone through: in all, until that charge, until the first sending.
+        """
         context = Context(1, 2, {"site-dir": f"{self.data}"}, RecordDict(), {})
         context.node_config |= {"privacy-ledger": f"{self.ledger}", "audit": f"{self.audit}"}
         self._ask(messages.pack_text(self.text.to_bytes(), self.text.hash), messages.TEXT, context)
@@ -105,18 +111,19 @@ class Site:
             model=SMALL, data=DataConfig(patch=(16, 16, 16)), train=TrainConfig(batch=2), privacy=PRIVACY,
             rounds=ROUNDS, prior=PriorConfig(rounds=0), tumors=TumorsConfig(rounds=0),
         )  # fmt: skip
-        reached, charged, sent = 0, [], []
+        reached, last, charged, sent = 0, (math.inf if after_charge else dies_at), [], []
 
         def trace(frame, event, _):
-            nonlocal reached
+            nonlocal reached, last
             if frame.f_code.co_filename not in _WATCHED:
                 return None
             if event == "line":
                 reached += 1
-                if reached == dies_at:
+                if reached == last:
                     os.kill(os.getpid(), signal.SIGKILL)
-            if frame.f_code.co_qualname == "Ledger.charge":
+            if event == "return" and frame.f_code.co_qualname == "Ledger.charge":
                 charged.append(reached)
+                last = charged[0] + dies_at if after_charge else last
             return trace
 
         for round in range(1, ROUNDS + 1):
@@ -194,7 +201,8 @@ def killed(site, kills, seed):
     for kill in range(kills):
         if kill % LIVES_OF_A_LEDGER == 0:
             site.opens_a_ledger(kill)
-        assert site.live(draw.randint(charge, send) if kill % 2 else draw.randint(1, lines)) is None
+        dies_at = draw.randint(1, send - charge if kill % 2 else lines)
+        assert site.live(dies_at, after_charge=bool(kill % 2)) is None
         history, sent = Ledger(site.ledger, "mercy").read(), site.sent()
         true = [Charge(history.charges[0].sampling_rate, history.charges[0].noise_multiplier, 1)] * sent if sent else []
         assert len(history.charges) >= sent

@@ -17,6 +17,7 @@ import pytest
 from client.ledger import LEDGER_NAME, Ledger
 from dsm_core.config import PhantomConfig
 from simulations.sites import generate_sites
+from strategies import messages
 from strategies.deployment.processes import Place, running_pid
 
 pytestmark = [
@@ -236,7 +237,10 @@ def test_over_budget_no_update_is_on_the_wire(consortium, train):
         assert len(charges) == (name == "within")
     assert record["failed"] == {"north": "refused: budget"}
     print(f"bytes from north: {sent}")
-    update = (run.folder / "checkpoints" / "last" / "model.safetensors").stat().st_size
+    records = [json.loads(line) for line in (consortium.folder / "north" / "audit.jsonl").read_text().splitlines()]
+    left = [record["facts"] for record in records if record["event"] == "left"]
+    update = [facts["bytes"] for facts in left if facts["kind"] == messages.TRAIN][-1]  # that of the run within
+    assert update > 1 << 20
     assert sent["within"] > update
     assert sent["above"] < update / 4
     for data in consortium.data.values():
