@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,8 @@ from dsm_core.config import Config, ConfigError
 from dsm_core.model import DSM
 from strategies.averaging import CLASS_ROWS
 
-_FREE = {"name": "", "scan_backend": ""}  # of a model's configuration: what changes no tensor
+# Of a model's configuration: what changes no tensor.
+_FREE: dict[str, Any] = {"name": "", "scan_backend": "", "precision": "float32", "checkpointing": False}
 
 
 def read_start(config: Config) -> Checkpoint | None:
