@@ -7,7 +7,7 @@ ARGS ?=
 # `make simulate compare=all rounds=20`: dsm-simulate's commonest keys pass through as make variables; ARGS takes any.
 KEYS = $(foreach key,compare sites rounds model seed name sites_dir eval_dir,$(if $($(key)),$(key)=$($(key))))
 
-.PHONY: simulate test test-slow lint types floors check proto clean
+.PHONY: simulate test test-slow evidence lint types floors check proto clean
 
 simulate: $(STAMP)
 	$(BIN)/dsm-simulate $(KEYS) $(ARGS)
@@ -17,6 +17,12 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+
+# Of the deployed evidence what fits into CI beside the fast tests: who is refused, the proxy, three sites from `init` to
+# checkpoint. Tests whose name says `killed` train once more each, for minutes, and stay with test-slow.
+evidence: $(STAMP)
+	$(BIN)/pytest -m slow -k "not killed" tests/deployment/test_refusals.py tests/deployment/test_proxy.py \
+	  tests/deployment/test_consortium.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

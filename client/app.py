@@ -47,7 +47,9 @@ def _answers_faults(handler: Handler) -> Handler:
             return messages.error_reply(messages.BUDGET_CODE, messages.BUDGET_REASON, message)
         except Exception as error:
             log.exception("the site could not answer %s", message.metadata.message_type)
-            reason = f"{type(error).__name__} at the site; its own log has the details"
+            # What the system says of a full or failing disk names no file.
+            cause = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+            reason = f"{type(error).__name__}{cause} at the site; its own log has the details"
             return messages.error_reply(messages.FAULT_CODE, reason, message)
 
     return answer
@@ -86,7 +88,7 @@ def train(message: Message, context: Context) -> Message:
     config = messages.unpack_config(request.config)
     is_private = config.privacy.mode != "none"
     check_privacy(settings, config.privacy)
-    session = site_session(settings.data, config, space)
+    session = site_session(settings.data, config, space, settings.device)
     session.begin(request.order.stage)
     recall_moments(context, session, request.order)
     result = train_round(session, request.arrays, request.order, ledger_file(context))

@@ -39,7 +39,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _start(options: argparse.Namespace) -> int:
-    from client.membership import load_site
+    from client.membership import forget_former_authorities, load_site
     from client.overview import check_membership
     from client.services import place_of, site_services
     from client.site_file import read_site_file
@@ -48,8 +48,8 @@ def _start(options: argparse.Namespace) -> int:
         Ended,
         endable,
         go_on_in_background,
-        now,
         running_as,
+        say,
         tell_ready,
     )
     from strategies.deployment.handshake import check_coordinator
@@ -65,13 +65,12 @@ def _start(options: argparse.Namespace) -> int:
     if warning := check_membership(site):
         print(f"warning: {warning}", file=sys.stderr)
     check_coordinator(site.fleet, site.ca_certificate)
+    if forget_former_authorities(site):
+        print("the coordinator's certificate is of the new authority; the former one is trusted no longer")
     if options.detach:
         pid = go_on_in_background(place, MODULE, [w for w in options.words if w != "--detach"], READY_TIMEOUT_S)
         print(f"{site.name} is connected, process {pid}; `dsm-site status` shows it, `dsm-site stop` ends it")
         return 0
-
-    def say(words: str) -> None:
-        print(f"{now()} {words}", flush=True)
 
     try:
         with endable(), running_as(place, SUPERVISOR):

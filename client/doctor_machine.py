@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import torch
@@ -14,11 +14,13 @@ import torch
 from client.doctor import Finding, Probe, SiteSetup, State
 from client.reach import Address, Unreachable
 from dsm_core.data import DatalistError, read_datalist
+from dsm_core.device import DeviceError, find_device
+from strategies.deployment.certificates import WARNING_TIME
 from strategies.tls import TlsError, read_certificates, site_name
 
 _WRITTEN_BYTES = 1 << 20
 _LEAST_FREE_BYTES, _GOOD_FREE_BYTES = 1 << 30, 10 << 30
-EXPIRES_SOON = timedelta(days=30)
+_LEAST_FREE_GPU_BYTES = 4 << 30
 _PROXIES = ("grpc", "https", "http", "all")  # gRPC heeds the first three, Flower's HTTP the last three
 
 
@@ -64,11 +66,21 @@ def disk(setup: SiteSetup) -> list[Finding]:
 def device(setup: SiteSetup) -> list[Finding]:
     """Does the device that the site trains on exist?"""
     try:
-        torch.zeros(1, device=torch.device(setup.device))
-    except (RuntimeError, AssertionError) as error:
-        found = f"{setup.device} is not available: {str(error).splitlines()[0]}"
-        return [Finding("device", State.FAULT, found, "install its driver, or set the device to cpu")]
-    found = f"{setup.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        device = find_device(setup.device)
+    except DeviceError as error:
+        return [Finding("device", State.FAULT, f"{error}", "install its driver, or set the device to cpu")]
+    if device.type == "cpu":
+        found = f"cpu, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        return [Finding("device", State.OK, found)]
+    free = torch.cuda.mem_get_info(device)[0]
+    found = (
+        f"{device}, {torch.cuda.get_device_name(device)}, {free / (1 << 30):.1f} GiB free, torch {torch.__version__}"
+    )
+    if free < _LEAST_FREE_GPU_BYTES:
+        remedy = (
+            f"free {_LEAST_FREE_GPU_BYTES >> 30} GiB of it (`nvidia-smi` names its users), or choose another device"
+        )
+        return [Finding("device", State.WARNING, found, remedy)]
     return [Finding("device", State.OK, found)]
 
 
@@ -108,7 +120,7 @@ def own_certificate(setup: SiteSetup) -> list[Finding]:
     found = f"site {site!r}, valid until {ends:%Y-%m-%d}"
     if stat.S_IMODE(setup.tls.key.stat().st_mode) & 0o077:
         return [Finding(name, State.WARNING, "others may read the key", f"chmod 600 {setup.tls.key}")]
-    if ends - datetime.now(UTC) < EXPIRES_SOON:
+    if ends - datetime.now(UTC) < WARNING_TIME:
         return [Finding(name, State.WARNING, found, "ask the coordinator for a new one before it ends")]
     return [Finding(name, State.OK, found)]
 

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 from client.bank_cache import held_bank
 from client.doctor import Finding, Probe, SiteSetup, State, not_checked
-from client.doctor_machine import EXPIRES_SOON
 from client.reach import Address, Unreachable, connect, handshake, resolve
 from client.retries import ConsortiumError
 from client.text_client import ConsortiumClient
 from dsm_core.text_space import TextSpaceError
 from strategies import consortium
+from strategies.deployment.certificates import WARNING_TIME
 from strategies.messages import PROTOCOL
 from strategies.proto.consortium_pb2 import AboutReply
 from strategies.tls import TlsFiles
@@ -83,7 +83,7 @@ def _shaken(what: str, text: str | None, tls: TlsFiles, timeout_s: float, own: T
         return Finding(what, State.FAULT, error.found, error.remedy)
     ends = certificate.not_valid_after_utc
     found = f"{text} shows this consortium's certificate, valid until {ends:%Y-%m-%d}"
-    if ends - datetime.now(UTC) < EXPIRES_SOON:
+    if ends - datetime.now(UTC) < WARNING_TIME:
         return Finding(what, State.WARNING, found, "tell the coordinator to renew its certificate")
     return Finding(what, State.OK, found)
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
 
+from client.site_file import SITE_FILE
 from strategies.deployment.certificates import (
     certificate_pem,
     common_name,
@@ -30,13 +30,15 @@ from strategies.deployment.certificates import (
     key_openssh,
     key_pem,
     new_key,
-    read_certificate,
     read_key,
     signing_request,
 )
 from strategies.deployment.errors import DeploymentError
 from strategies.deployment.files import EVERYONE_READS, check_owner_only, make_private_folder, read_file, write_file
+from strategies.deployment.handshake import HandshakeError, check_coordinator
 from strategies.deployment.kit import SiteKit
+from strategies.deployment.succession import find_successor
+from strategies.tls import is_issued_by, is_key_of, read_certificates
 
 FOLDER = "site"
 KEYS = ("site.key", "site.ssh")
@@ -65,6 +67,10 @@ class Site:
     def ca_certificate(self) -> Path:
         return self.folder / "ca.crt"
 
+    def authorities(self) -> list[x509.Certificate]:
+        """The authorities that this site trusts, the newest first; several only while the authority is exchanged."""
+        return read_certificates(read_file(self.ca_certificate, "a certificate (PEM)"), f"{self.ca_certificate}")
+
     @property
     def key(self) -> Path:
         """Private key for TLS, PEM."""
@@ -87,7 +93,7 @@ class Site:
     @property
     def settings(self) -> Path:
         """The site's own file, see `client.site_file`."""
-        return self.folder / "site.yaml"
+        return self.folder / SITE_FILE
 
     @property
     def audit(self) -> Path:
@@ -166,19 +172,19 @@ def import_certificate(site: Site, path: Path) -> x509.Certificate:
     Raises:
         DeploymentError: another authority's certificate, another site's, or one for neither of this site's keys.
     """
-    certificate, authority = read_certificate(path), read_certificate(site.ca_certificate)
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    certificate, *beside = read_certificates(read_file(path, "a certificate (PEM)"), f"{path}")
+    authorities = site.authorities()
+    successor = find_successor(certificate, beside, authorities)
+    if successor is None and not any(is_issued_by(certificate, authority) for authority in authorities):
         raise DeploymentError(
             f"{path} was not issued by the authority of {site.consortium}: found issuer "
             f"{common_name(certificate.issuer)!r}; ask the coordinator for the file that `dsm-server accept` wrote"
-        ) from None
+        )
     if (name := common_name(certificate.subject)) != site.name:
         raise DeploymentError(f"{path} is the certificate of {name!r}; this site is {site.name!r}")
     waiting = site.folder / "next"
     for place in (waiting, site.folder):
-        if (place / KEYS[0]).exists() and _is_key_of(certificate, place / KEYS[0]):
+        if (place / KEYS[0]).exists() and is_key_of(read_key(place / KEYS[0]), certificate):
             break
     else:
         raise DeploymentError(
@@ -188,8 +194,28 @@ def import_certificate(site: Site, path: Path) -> x509.Certificate:
         for name in (*KEYS, site.request.name):
             (waiting / name).replace(site.folder / name)
         waiting.rmdir()
+    if successor is not None and successor not in authorities:
+        # Both, since the coordinator's own certificate is still of the old one; see forget_former_authorities.
+        write_file(site.ca_certificate, b"".join(map(certificate_pem, [successor, *authorities])), EVERYONE_READS)
     write_file(site.certificate, certificate_pem(certificate), EVERYONE_READS)
     return certificate
+
+
+def forget_former_authorities(site: Site) -> bool:
+    """Trust the newest authority only, once the coordinator answers under it; True where another was forgotten."""
+    newest, *former = site.authorities()
+    if not former:
+        return False
+    content = certificate_pem(newest)
+    with tempfile.NamedTemporaryFile(suffix=".crt") as alone:
+        alone.write(content)
+        alone.flush()
+        try:
+            check_coordinator(site.fleet, Path(alone.name))
+        except HandshakeError:
+            return False
+    write_file(site.ca_certificate, content, EVERYONE_READS)
+    return True
 
 
 def leave(site: Site) -> None:
@@ -213,11 +239,6 @@ def _write_identity(site: Site, folder: Path) -> Path:
     request = folder / site.request.name
     write_file(request, signing_request(key, site.name, site.secret), EVERYONE_READS)
     return request
-
-
-def _is_key_of(certificate: x509.Certificate, path: Path) -> bool:
-    spki = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    return certificate.public_key().public_bytes(*spki) == read_key(path).public_key().public_bytes(*spki)
 
 
 def _latest(site: Site) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,13 @@ from strategies.deployment.processes import running_pid
 from strategies.deployment.tables import table
 
 RENEW = "renew it with `dsm-site rotate`"
+RUNS, IDLE, INCOMPLETE, UNATTENDED = "runs", "idle", "incomplete", "unattended"
+REMEDIES = {
+    RUNS: "",
+    IDLE: "no program of this site runs: `dsm-site start --detach`, unless systemd or a container runs them",
+    INCOMPLETE: "the supervisor starts the missing program again by itself; where it does not, look into logs/",
+    UNATTENDED: "programs run, but nobody starts them again: `dsm-site stop`, then `dsm-site start --detach`",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Overview:
             ceiling = self.settings.epsilon_ceiling
             rows = [
                 ("data", f"{self.settings.data}"),
+                ("device", self.settings.device),
                 ("may leave", ", ".join(allowed)),
                 ("epsilon", "not limited" if ceiling is None else f"at most {ceiling:g}, and never without"),
                 ("code", "this site's own only" if self.settings.code == "installed" else "whatever is sent"),
@@ -81,9 +90,22 @@ def check_membership(site: Site) -> str | None:
     return warning
 
 
+def processes(site: Site) -> dict[str, int | None]:
+    """Process id of every program of the site, None where it does not run."""
+    return {name: running_pid(place_of(site), name) for name in (SUPERVISOR, *reversed(NAMES))}
+
+
+def condition(processes: Mapping[str, int | None]) -> str:
+    """Do the site's programs run, and does somebody look after them? A key of `REMEDIES`."""
+    programs = [processes[name] for name in NAMES]
+    if processes[SUPERVISOR]:
+        return RUNS if all(programs) else INCOMPLETE
+    return UNATTENDED if any(programs) else IDLE
+
+
 def overview(site: Site) -> Overview:
     """The state of a site now."""
-    place, faults, warnings, settings, until = place_of(site), [], [], None, ""
+    faults, warnings, settings, until = [], [], None, ""
     try:
         settings = read_site_file(site.settings)
     except SiteFileError as error:
@@ -95,7 +117,10 @@ def overview(site: Site) -> Overview:
             warnings.append(warning)
     except DeploymentError as error:
         faults.append(f"{error}")
+    running = processes(site)
     if site.is_member:
+        if remedy := REMEDIES[condition(running)]:
+            warnings.append(remedy)
         until = f"{read_certificate(site.certificate).not_valid_after_utc:%Y-%m-%d}"
     return Overview(
         site=site.name,
@@ -104,7 +129,7 @@ def overview(site: Site) -> Overview:
         service=site.service,
         until=until,
         settings=settings,
-        processes={name: running_pid(place, name) for name in (SUPERVISOR, *reversed(NAMES))},
+        processes=running,
         warnings=tuple(warnings),
         faults=tuple(faults),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from client.connection import add_connection
 from dsm_core.predict_arguments import add_arguments
@@ -20,16 +21,29 @@ def add_commands(commands: Commands) -> None:
     )
     add_arguments(predict)
     add_connection(predict)
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(run=_predict, device=None)  # the site's own, unless one is typed
 
 
 def _predict(options: argparse.Namespace) -> int:
     from client.consortium_commands import named_failures
     from dsm_core.predict import answer
 
+    options.device = options.device or _own_device(options.folder)
     if not options.text_weights and (code := named_failures("predict", _learn, options)):
         return code
     return answer(options)
+
+
+def _own_device(folder: Path) -> str:
+    """The device that `site.yaml` names; without such a file CUDA where there is one.
+
+    Raises:
+        SiteFileError: it has faults.
+    """
+    from client.site_file import SITE_FILE, read_site_file
+
+    path = folder / SITE_FILE
+    return read_site_file(path).device if path.exists() else "auto"
 
 
 def _learn(options: argparse.Namespace) -> None:

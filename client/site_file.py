@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ LEAVES = {
     "seconds": "how long a round took here",
 }
 CODE = ("installed", "any")
-DEVICES = ("cpu",)
+SITE_FILE = "site.yaml"
+DEVICE = "cpu"
+DEVICES = re.compile(r"auto|cpu|cuda(:\d+)?")
 FIRST_PORT, LAST_PORT = 1024, 65535
 
 
@@ -40,7 +43,7 @@ class SiteSettings:
 
     Attributes:
         data: folder with dataset.json, imagesTr/ and labelsTr/.
-        device: on which it trains; the trainer knows the CPU only.
+        device: on which it trains and makes prompts: cpu, cuda, cuda:N, or auto, which is CUDA where there is one.
         threads: of PyTorch, 0 = as many as cores.
         port: of the SuperNode on the loopback address.
         epsilon_ceiling: a round that would spend more is refused, and so is any training without differential
@@ -51,7 +54,7 @@ class SiteSettings:
     """
 
     data: Path
-    device: str = "cpu"
+    device: str = DEVICE
     threads: int = 0
     port: int = 9094
     epsilon_ceiling: float | None = None
@@ -78,7 +81,7 @@ def read_site_file(path: Path | str) -> SiteSettings:
     faults += [f"{key}: no such key; wanted some of {', '.join(known)}" for key in content if key not in known]
     settings = SiteSettings(
         data=_data(content.get("data"), path.parent, faults),
-        device=_choice("device", content.get("device", DEVICES[0]), DEVICES, faults),
+        device=_device(content.get("device", DEVICE), faults),
         threads=_integer("threads", content.get("threads", 0), 0, 1024, faults),
         port=_integer("port", content.get("port", 9094), FIRST_PORT, LAST_PORT, faults),
         epsilon_ceiling=_ceiling(content.get("epsilon_ceiling"), faults),
@@ -99,8 +102,9 @@ def write_site_file(path: Path, data: Path | None, port: int = 9094) -> None:
 # The folder with dataset.json, imagesTr/ and labelsTr/.
 data: {yaml.safe_dump(shown, default_style='"').strip()}
 
-# Where it trains (cpu is all that this release can), and with how many threads (0 = as many as cores).
-device: cpu
+# Where it trains: cpu, cuda, cuda:1 (the second card), or auto, which is cuda where there is one; and with how many
+# threads of the CPU (0 = as many as cores).
+device: {DEVICE}
 threads: 0
 
 # The highest epsilon (differential privacy, per patient) that this site spends in all. A number refuses every order
@@ -159,6 +163,12 @@ def _leaves(value: Any, faults: list[str]) -> frozenset[str]:
         f"leaves: {item!r} is unknown; wanted some of {', '.join(LEAVES)}" for item in value if item not in LEAVES
     ]
     return frozenset(value)
+
+
+def _device(value: Any, faults: list[str]) -> str:
+    if not isinstance(value, str) or not DEVICES.fullmatch(value):
+        faults.append(f"device: found {value!r}, wanted cpu, cuda, cuda:N or auto")
+    return str(value)
 
 
 def _choice(key: str, value: Any, choices: tuple[str, ...], faults: list[str]) -> str:

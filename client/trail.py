@@ -38,7 +38,8 @@ def records_what_leaves(handler: Handler) -> Handler:
             AuditLog(Path(str(path))).record(event, **facts)
         except AuditError as error:
             log.error("%s", error)
-            reason = "the site's audit log cannot be written, so nothing leaves the site; its own log has the details"
+            cause = f" ({error.cause})" if error.cause else ""
+            reason = f"the site's audit log cannot be written{cause}, so nothing leaves the site; see its own log"
             return messages.error_reply(messages.FAULT_CODE, reason, message)
         return reply
 

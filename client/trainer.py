@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dsm_core.config import TrainConfig
+from dsm_core.device import placed
 from dsm_core.freed_memory import keep_freed_memory
 from dsm_core.model import DSM
 from dsm_core.objectives import Objective, freeze_others
@@ -67,7 +68,12 @@ class Trainer:
         keys = {id(tensor): key for key, tensor in self.model.state_dict(keep_vars=True).items()}
         self._keys = {keys[id(parameter)]: parameter for parameter in named.values()}
         foreign = [i for i, name in enumerate(self.model.names) if name not in self.objective.rows]
-        self._foreign = torch.tensor(foreign, dtype=torch.long)
+        self._foreign = torch.tensor(foreign, dtype=torch.long, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies, and everything that meets it in a step."""
+        return next(self.model.parameters()).device
 
     def steps(self, count: int, lr: float, seed: StepSeed) -> dict[str, float]:
         """Run `count` optimiser steps; returns the mean of the loss and of its parts."""
@@ -91,7 +97,7 @@ class Trainer:
 
     def losses(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of every sample (B,), and its parts (B,) by name; samples do not meet in it."""
-        return self.objective.losses(batch, generator)
+        return self.objective.losses(placed(batch, self.device), generator)
 
     def step_with_gradients(self, clip_norm: float | None = None) -> None:
         """One optimiser step with the gradients at hand, no longer than `clip_norm`; foreign class rows get none."""
@@ -118,7 +124,7 @@ class Trainer:
     def moments(self) -> Arrays:
         """AdamW's moments as `KEY@exp_avg` and `KEY@exp_avg_sq`, KEY of the state dict; empty before the first step."""
         return {
-            moment_key(key, kind): state[kind].numpy().copy()
+            moment_key(key, kind): state[kind].cpu().numpy().copy()
             for key, parameter in self._keys.items()
             if (state := self.optimizer.state.get(parameter))
             for kind in MOMENT_KINDS
@@ -129,9 +135,15 @@ class Trainer:
         self.optimizer.state.clear()
         for key, parameter in self._keys.items():
             if moment_key(key, MOMENT_KINDS[0]) in moments:
-                state = {kind: torch.from_numpy(np.array(moments[moment_key(key, kind)])) for kind in MOMENT_KINDS}
+                state = {
+                    kind: torch.from_numpy(np.array(moments[moment_key(key, kind)])).to(parameter.device)
+                    for kind in MOMENT_KINDS
+                }
                 state["exp_avg_sq"].clamp_(min=0)
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **state}
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(steps), device=parameter.device),  # the fused step wants it there
+                    **state,
+                }
 
 
 def model_arrays(model: DSM) -> Arrays:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dsm_core.text_space import TextSpace
 
 _KEPT_SESSIONS = 64
-_sessions: OrderedDict[tuple[str, str, str], SiteSession] = OrderedDict()
+_sessions: OrderedDict[tuple[str, str, str, str], SiteSession] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -80,17 +80,21 @@ class SiteSession:
         self.trainer.load_moments(moments, steps)
 
 
-def site_session(site_dir: Path | str, config: Config, text: TextSpace) -> SiteSession:
+def site_session(site_dir: Path | str, config: Config, text: TextSpace, device: str = "cpu") -> SiteSession:
     """The session of a site's folder, made once per process for a text space and a configuration.
+
+    Args:
+        device: of the site's own choice, see `dsm_core.device`.
 
     Raises:
         DatalistError: the folder has faults.
+        DeviceError: the device is not there.
     """
-    key = (str(site_dir), text.hash, config_hash(config))
+    key = (str(site_dir), text.hash, config_hash(config), device)
     with _lock:
         if key not in _sessions:
-            earlier = [session for other, session in _sessions.items() if (other[0], other[2]) == (key[0], key[2])]
-            _sessions[key] = _open_session(Path(site_dir), config, text, earlier[-1] if earlier else None)
+            earlier = [session for other, session in _sessions.items() if (other[0], *other[2:]) == (key[0], *key[2:])]
+            _sessions[key] = _open_session(Path(site_dir), config, text, device, earlier[-1] if earlier else None)
             while len(_sessions) > _KEPT_SESSIONS:
                 _sessions.popitem(last=False)
         _sessions.move_to_end(key)
@@ -108,18 +112,22 @@ def open_datalist(site_dir: Path | str, config: Config) -> Datalist:
     return training_cases(site_dir, config.data.held_out)
 
 
-def _open_session(site_dir: Path, config: Config, text: TextSpace, earlier: SiteSession | None) -> SiteSession:
+def _open_session(
+    site_dir: Path, config: Config, text: TextSpace, device: str, earlier: SiteSession | None
+) -> SiteSession:
     """A session; the volumes of an `earlier` one with another text space serve on."""
     from dsm_core.data import SiteVolumes
+    from dsm_core.device import find_device
     from dsm_core.model import build_model
     from dsm_core.objectives import FrozenMaps
 
+    place = find_device(device)
     if earlier is None:
         datalist = open_datalist(site_dir, config)
         volumes: Sequence[Volume] = SiteVolumes(datalist, config.data)
     else:
         datalist, volumes = earlier.datalist, earlier.maps.volumes
-    maps = FrozenMaps(build_model(config.model, text), text, volumes, config.data)
+    maps = FrozenMaps(build_model(config.model, text).to(place), text, volumes, config.data)
     return SiteSession(datalist, maps, config)
 
 

@@ -261,9 +261,11 @@ class TextConfig:
 
     def with_absolute_paths(self) -> TextConfig:
         """The same for a process that works in another folder."""
-        named = {"weights": self.weights, "bank": self.bank}
-        files: dict[str, Any] = {key: os.path.abspath(at) for key, at in named.items() if at and Path(at).exists()}
-        return replace(self, **files)
+
+        def absolute(value: str | None) -> str | None:
+            return os.path.abspath(value) if value and Path(value).exists() else value
+
+        return replace(self, weights=absolute(self.weights), bank=absolute(self.bank))
 
 
 @dataclass
@@ -274,9 +276,13 @@ class PhantomConfig:
     held_out: int = 16  # held-out cases per site, with the full truth
     size_mm: tuple[float, ...] = (320.0, 256.0, 256.0)
     lesion_shapes: str | None = None  # a folder of KiTS style label maps: their tumours instead of drawn ones
+    contrast: str = "portal"  # portal | native: scanned with contrast agent, or without
 
     def __post_init__(self) -> None:
         self.size_mm = tuple(self.size_mm)
+        _require(
+            self.contrast in ("portal", "native"), f"phantom.contrast wants portal or native, found {self.contrast!r}"
+        )
         _require(self.cases > 0 and self.held_out > 0, "phantom.cases and phantom.held_out want at least 1")
         _require(
             len(self.size_mm) == 3 and all(s >= low for s, low in zip(self.size_mm, (240, 200, 200), strict=True)),
@@ -294,7 +300,8 @@ class Config:
     sites: int = 4  # generated sites; ignored when sites_dir is given
     sites_dir: str | None = None  # a folder of site folders
     eval_dir: str | None = None  # held-out truth: one folder for all sites, or one sub-folder a site
-    rounds: int = 60  # of the first stage, organs; those of the others are prior.rounds and tumors.rounds
+    rounds: int = 60  # of the first stage, organs; 0 with `start`: that checkpoint holds them
+    start: str | None = None  # a checkpoint folder to start from; under privacy it must be public, or paid for already
     resume: str | None = None  # folder of a run that was stopped: goes on with that run's own configuration
     compare: str = "local"  # none | local | all
     threads: int = 0  # sites trained, or cases scored, side by side; 0 = one a core
@@ -313,7 +320,10 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.sites > 0, f"sites wants at least 1, found {self.sites}")
-        _require(self.rounds > 0, f"rounds wants at least 1, found {self.rounds}: every stage reads organs")
+        least = 0 if self.start else 1
+        _require(
+            self.rounds >= least, f"rounds wants at least 1 (0 with start=CHECKPOINT: its organs), found {self.rounds}"
+        )
         _require(self.threads >= 0, f"threads wants 0 (one a core) or more, found {self.threads}")
         _require(self.nsd_tolerance_mm > 0, f"nsd_tolerance_mm wants mm above 0, found {self.nsd_tolerance_mm}")
         _require(

@@ -7,15 +7,20 @@ import secrets
 from pathlib import Path
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, mode: int | None = None) -> None:
     """Put this content in the file's place, on the disk when the call returns; two writers do not mix.
+
+    Args:
+        mode: of the file, from its first moment: a key that is readable for a moment has been readable. None: what
+            the process gives to any new file.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the file is as it was.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("wb") as file:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

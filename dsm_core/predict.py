@@ -10,11 +10,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import torch
 
 from dsm_core.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from dsm_core.config import TextConfig
 from dsm_core.data.faults import DatalistError
+from dsm_core.device import DeviceError, find_device
 from dsm_core.hosts import HostError
 from dsm_core.inference import NoPriorError, Predictor
 from dsm_core.phrase_cache import cache_folder, with_cached_phrases
@@ -170,14 +170,10 @@ def _predictor(checkpoint: Checkpoint, options: argparse.Namespace) -> Predictor
     else:
         folder = options.phrase_cache or cache_folder()
         checkpoint = replace(checkpoint, text=with_composition(with_cached_phrases(checkpoint.text, folder)))
-    wanted = options.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(wanted)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise PredictError(f"--device {options.device} is not available here: {str(error).splitlines()[0]}") from error
+        device = find_device(options.device)
+    except DeviceError as error:
+        raise PredictError(f"--{error}") from error
     return Predictor.from_checkpoint(checkpoint, device, options.host_margin_mm, options.host)
 
 

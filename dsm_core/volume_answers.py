@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dsm_core.config import DataConfig
+from dsm_core.device import placed
 from dsm_core.model import DSM, QuerySet
 from dsm_core.scan_reading import padded, read_organs
 
@@ -55,15 +56,16 @@ def predict_volume(
     reading, probabilities, presence = read_organs(model, whole, queries, data, progress=progress)
     remarks, anomaly = _remarks(image, reading.probabilities, data), None
     if queries.asked_lesions or wants_anomaly:
-        prompt = model.visual_prompt(whole[None], reading, queries.text[: queries.context])
+        text = queries.text[: queries.context]
+        prompt = model.visual_prompt(whole[None].to(text.device), placed(reading, text.device), text)
         if model.prior.is_trained:
-            anomaly = prompt.anomaly[0, 0, :x, :y, :z].float()
+            anomaly = prompt.anomaly[0, 0, :x, :y, :z].float().to(image.device)
         if queries.asked_lesions:
             found = model.find_tumors(prompt, queries)
-            probabilities = torch.cat([probabilities, found.mask_logits[0].float().sigmoid()])
-            presence = torch.cat([presence, found.presence_logits[0].float().sigmoid()])
-    placed = [*queries.asked_organs, *range(queries.organs, len(queries.names))]
-    order = [placed.index(i) for i in queries.asked]
+            probabilities = torch.cat([probabilities, found.mask_logits[0].float().sigmoid().to(image.device)])
+            presence = torch.cat([presence, found.presence_logits[0].float().sigmoid().to(image.device)])
+    places = [*queries.asked_organs, *range(queries.organs, len(queries.names))]
+    order = [places.index(i) for i in queries.asked]
     return VolumeAnswer(probabilities[order][:, :x, :y, :z], presence[order], anomaly, remarks)
 
 

@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from strategies.deployment.certificates import DIGEST, new_key
 from strategies.deployment.errors import DeploymentError
+from strategies.deployment.succession import SUCCESSION
 
 AUTHORITY_LIFE = timedelta(days=3650)
 LEAF_LIFE = timedelta(days=397)  # the longest that browsers and the CA/Browser Forum accept for a server
@@ -54,6 +55,11 @@ class Authority:
     def issue_site(self, site: str, key: ec.EllipticCurvePublicKey, now: datetime | None = None) -> x509.Certificate:
         """A site's certificate; its common name is the site's."""
         return self._leaf(site, key, ExtendedKeyUsageOID.CLIENT_AUTH, now).sign(self.key, DIGEST())
+
+    def name_successor(self, successor: x509.Certificate, now: datetime | None = None) -> x509.Certificate:
+        """The statement that another authority follows this one, see `strategies.deployment.succession`."""
+        name, key = f"successor of {self.certificate.subject.rfc4514_string()}", successor.public_key()
+        return self._leaf(name, key, SUCCESSION, now).sign(self.key, DIGEST())  # type: ignore[arg-type]
 
     def revocation_list(self, revoked: Iterable[tuple[int, datetime]]) -> x509.CertificateRevocationList:
         """The list of serial numbers that are no longer valid, with the time of each revocation (RFC 5280)."""

@@ -1,37 +1,35 @@
 """What is a consortium on disk? Its folder, the sites in it, and where each file lies.
 
 consortium.json            name, hosts, ports
-ca/                        ca.key, ca.crt, crl.pem: the authority and what it has revoked
+ca/                        ca.key, ca.crt, crl.pem: the authority, and what it has revoked; succession.pem
 server/                    server.key, server.crt: the coordinator's identity
 sites/NAME/                site.json, NAME.crt, NAME.pub: one site
 kits/                      archives made by `add-site`, one a site
 audit.jsonl                what happened here
 banks/  contracts.json     text spaces that the gRPC service hands out; label contracts of enrolled sites
-flower/                    Flower's home, state database, secret
+flower/                    Flower's home, state database, secret; nodes.json and order.json for the ServerApp
 logs/  processes/          what runs, and what it said
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from server.authority import Authority, alternative_name
-from strategies.deployment.certificates import certificate_pem, key_pem, new_key, read_certificate, read_key
+from server.authority import Authority
+from strategies.deployment.certificates import read_key
 from strategies.deployment.errors import DeploymentError
-from strategies.deployment.files import EVERYONE_READS, make_private_folder, read_file, write_file
-from strategies.deployment.flower import LOOPBACK
+from strategies.deployment.files import make_private_folder, read_file, write_file
 from strategies.deployment.kit import check_site_name
+from strategies.tls import is_key_of, read_certificates
 
 INVITED, ACCEPTED, REVOKED = "invited", "accepted", "revoked"
 FOLDER = "consortium"
+NODE_NAMES = "flower/nodes.json"  # JSON object, Flower's node id -> name of the accepted site
+ORDER_FILE = "flower/order.json"  # what the latest run is to do, see server.run_config
 _FORMAT = 1
 
 
@@ -86,6 +84,11 @@ class Consortium:
         return self.folder / "ca" / "crl.pem"
 
     @property
+    def succession(self) -> Path:
+        """The present authority with its predecessor's statement, for every certificate file; absent for the first."""
+        return self.folder / "ca" / "succession.pem"
+
+    @property
     def server_key(self) -> Path:
         return self.folder / "server" / "server.key"
 
@@ -103,8 +106,8 @@ class Consortium:
 
     @property
     def node_names(self) -> Path:
-        """JSON object, Flower's node id -> name of the accepted site; the ServerApp reads it."""
-        return self.flower_home / "nodes.json"
+        """Which node is which accepted site; the ServerApp reads it."""
+        return self.folder / NODE_NAMES
 
     @property
     def audit(self) -> Path:
@@ -127,12 +130,20 @@ class Consortium:
         return f"{_bracketed(self.hosts[0])}:{self.service_port}"
 
     def authority(self) -> Authority:
-        """The key that signs for this consortium.
+        """The key that signs for this consortium, with the certificate that is its own.
 
         Raises:
-            DeploymentError: its files are missing or readable by others.
+            DeploymentError: its files are missing, readable by others, or do not belong together.
         """
-        return Authority(read_key(self.ca_key), read_certificate(self.ca_certificate))
+        key = read_key(self.ca_key)
+        for certificate in self.authorities():
+            if is_key_of(key, certificate):
+                return Authority(key, certificate)
+        raise DeploymentError(f"{self.ca_key} is not the key of {self.ca_certificate}; bring both back from one copy")
+
+    def authorities(self) -> list[x509.Certificate]:
+        """The authorities that are trusted: the present one, and while it is exchanged the one before it."""
+        return read_certificates(read_file(self.ca_certificate, "a certificate (PEM)"), f"{self.ca_certificate}")
 
     def sites(self) -> dict[str, SiteRecord]:
         """Every site ever invited, by name; read anew at each call."""
@@ -175,29 +186,6 @@ class Consortium:
         write_file(self.folder / "consortium.json", json.dumps({"format": _FORMAT, **facts}, indent=1) + "\n")
 
 
-def create_consortium(consortium: Consortium) -> Consortium:
-    """A new folder with the authority and the server's certificate.
-
-    Raises:
-        DeploymentError: the folder holds a consortium already, or a host is no host.
-    """
-    if (consortium.folder / "consortium.json").exists():
-        raise DeploymentError(f"{consortium.folder} holds a consortium already; choose another --folder")
-    for host in consortium.hosts:
-        alternative_name(host)
-    authority = Authority.create(consortium.name)
-    for name in ("ca", "server", "sites", "kits", "flower"):
-        make_private_folder(make_private_folder(consortium.folder) / name)
-    write_file(consortium.ca_key, key_pem(authority.key))
-    write_file(consortium.ca_certificate, certificate_pem(authority.certificate), EVERYONE_READS)
-    write_revocations(consortium, authority, ())
-    write_server_certificate(consortium, authority)
-    # A secret that flower-superexec shows to the SuperLink, so that no other local process can take its tasks.
-    write_file(consortium.superexec_secret, os.urandom(32))
-    consortium.save()  # last: a folder without it is no consortium
-    return consortium
-
-
 def load_consortium(folder: Path | str) -> Consortium:
     """The consortium in a folder.
 
@@ -216,26 +204,6 @@ def load_consortium(folder: Path | str) -> Consortium:
     except (ValueError, TypeError, KeyError) as error:
         raise DeploymentError(f"{path} cannot be read: {error}") from error
     return consortium
-
-
-def write_server_certificate(consortium: Consortium, authority: Authority) -> None:
-    """A new key and certificate for the coordinator, in place of those before."""
-    key = new_key()
-    # Control and Runtime are spoken to on the loopback address, under the same certificate.
-    names = dict.fromkeys([*consortium.hosts, "localhost", LOOPBACK])
-    certificate = authority.issue_server(names, key.public_key())
-    write_file(consortium.server_key, key_pem(key))
-    write_file(consortium.server_certificate, certificate_pem(certificate), EVERYONE_READS)
-
-
-def write_revocations(consortium: Consortium, authority: Authority, serials: Iterable[int]) -> None:
-    """Add serial numbers to the revocation list."""
-    path, now = consortium.revocation_list, datetime.now(UTC)
-    known = {}
-    if path.exists():
-        known = {e.serial_number: e.revocation_date_utc for e in x509.load_pem_x509_crl(path.read_bytes())}
-    crl = authority.revocation_list((known | {serial: known.get(serial, now) for serial in serials}).items())
-    write_file(path, crl.public_bytes(Encoding.PEM), EVERYONE_READS)
 
 
 def _bracketed(host: str) -> str:

@@ -31,7 +31,7 @@ from strategies.deployment.errors import DeploymentError
 from strategies.deployment.files import write_file
 from strategies.deployment.flower import LOOPBACK, direct_loopback, is_port_taken
 
-GONE = "unregistered"
+GONE, FINISHED = "unregistered", "finished"
 
 
 class ControlFault(DeploymentError):
@@ -86,6 +86,11 @@ class Control:
         """Status of a run such as `running` or `finished:completed`, and its details."""
         status = self.client.ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status
         return status.status + (f":{status.sub_status}" if status.sub_status else ""), status.details
+
+    def unfinished_runs(self) -> list[int]:
+        """Every run that has not ended."""
+        runs = self.client.ListRuns(ListRunsRequest()).run_dict
+        return [int(run) for run, found in runs.items() if found.status.status != FINISHED]
 
     def stop_run(self, run: int) -> None:
         """End a run."""

@@ -14,7 +14,7 @@ from strategies.deployment.command_line import Commands, add_folder
 
 if TYPE_CHECKING:
     from server.consortium import Consortium
-    from server.submission import Order
+    from server.orders import Order
     from strategies.deployment.supervision import Supervisor
 
 MODULE, RUN = "server.cli", "run"
@@ -32,7 +32,9 @@ def add_commands(commands: Commands) -> None:
     start.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="of the run, as in `dsm-simulate --help`")
     start.add_argument("--sites", type=int, help="begin once so many are connected (default: all accepted ones)")
     start.add_argument("--wait-s", type=float, default=3600.0, help="longest wait for them (default %(default)s)")
-    start.add_argument("--services", action="store_true", help="only the services, until `dsm-server stop`")
+    work = start.add_mutually_exclusive_group()
+    work.add_argument("--resume", action="store_true", help="go on with the run that was stopped (several: name=NAME)")
+    work.add_argument("--services", action="store_true", help="only the services, until `dsm-server stop`")
     start.add_argument("--submit", action="store_true", help="only the run: something else keeps the services running")
     start.add_argument("--no-proxy", action="store_true", help="another proxy stands in front, see `dsm-server nginx`")
     start.add_argument("--detach", action="store_true", help="go on in the background once the services are up")
@@ -63,10 +65,10 @@ def add_commands(commands: Commands) -> None:
 
 def _start(options: argparse.Namespace) -> int:
     from server.consortium import load_consortium
+    from server.orders import new_order, resumed_order
     from server.provisioning import expiry_warnings
     from server.services import coordinator_services, place_of
-    from server.submission import make_order
-    from strategies.deployment.daemon import SUPERVISOR, Ended, endable, go_on_in_background, now
+    from strategies.deployment.daemon import SUPERVISOR, Ended, endable, go_on_in_background, say
     from strategies.deployment.processes import running_pid
     from strategies.deployment.supervision import Supervisor
     from strategies.deployment.units import render
@@ -79,6 +81,7 @@ def _start(options: argparse.Namespace) -> int:
         return 0
     for warning in expiry_warnings(consortium):
         print(f"warning: {warning}", file=sys.stderr)
+    make_order = resumed_order if options.resume else new_order
     order = None if options.services else make_order(consortium, options.keys, options.sites, options.wait_s)
     has_services = options.submit or bool(order and running_pid(place, SUPERVISOR))
     if options.detach:
@@ -86,9 +89,6 @@ def _start(options: argparse.Namespace) -> int:
         pid = go_on_in_background(place, MODULE, words, READY_TIMEOUT_S, RUN if has_services else SUPERVISOR)
         print(f"the coordinator runs as process {pid}; `dsm-server status` shows it, `dsm-server stop` ends it")
         return 0
-
-    def say(words: str) -> None:
-        print(f"{now()} {words}", flush=True)
 
     supervisor = None
     if not has_services:

@@ -11,7 +11,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from dsm_core.data import LabelContract, find_conflicts
-from server.exchange import Exchange, FederationError, reason_of
+from server.exchange import Exchange, FederationError, reason_of, silence
 from strategies import messages
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def enrol(
     held_out: float = 0.0,
     on_wait: Callable[[], None] = lambda: None,
     names: Mapping[int, str] | None = None,
+    on_answer: Callable[[str, str], None] = lambda who, reason: None,
 ) -> Enrolment:
     """The label contract of every node, checked against each other.
 
@@ -84,6 +85,7 @@ def enrol(
         held_out: share of its cases that a site keeps out of training, and out of its contract.
         on_wait: called again and again while an answer is awaited.
         names: the site that each node was registered as, where that is known: no site speaks for another then.
+        on_answer: called with every node's label and why its answer is none; an empty reason for a contract.
 
     Raises:
         FederationError: a node does not answer, answers with an error, or two nodes give one site name; all at once.
@@ -91,20 +93,23 @@ def enrol(
     """
     exchange = Exchange(grid, timeout_s, group="enrol")
     exchange.send({node: messages.pack_enrol(held_out) for node in nodes}, messages.ENROL)
+    who = node_labels(nodes, names)
     found: dict[str, tuple[int, LabelContract]] = {}
     faults = []
     for node, reply in exchange.replies(on_wait):
         contract = read_contract(reply)
+        on_answer(who[node], contract if isinstance(contract, str) else "")
         if isinstance(contract, str):
-            faults.append(f"node {node}: {contract}")
+            faults.append(f"{who[node]}: {contract}")
             continue
         if names and contract.site != names.get(node):
             faults.append(f"node {node} is registered as site {names.get(node)!r} and calls itself {contract.site!r}")
         if contract.site in found:
             faults.append(f"nodes {found[contract.site][0]} and {node} both call themselves site {contract.site!r}")
         found[contract.site] = (node, contract)
-    faults += [f"node {node}: no answer within {timeout_s:g} s" for node in sorted(exchange.awaited)]
-    faults += [f"node {node}: the message could not be sent" for node in sorted(exchange.unsent)]
+    connected = set(grid.get_node_ids()) if exchange.awaited else set()
+    faults += [f"{who[node]}: {silence(node in connected, timeout_s)}" for node in sorted(exchange.awaited)]
+    faults += [f"{who[node]}: the message could not be sent" for node in sorted(exchange.unsent)]
     if faults or not found:
         raise FederationError("enrolment failed:\n  " + "\n  ".join(faults or ["no site"]))
     enrolment = Enrolment(
@@ -114,6 +119,11 @@ def enrol(
     if conflicts := find_conflicts(list(enrolment.contracts.values())):
         raise ContractConflict(conflicts)
     return enrolment
+
+
+def node_labels(nodes: Sequence[int], names: Mapping[int, str] | None) -> dict[int, str]:
+    """What a person calls each node: the site that it was registered as, or its number where that is not known."""
+    return {node: (names or {}).get(node, f"node {node}") for node in nodes}
 
 
 def read_contract(reply: Message) -> LabelContract | str:

@@ -7,9 +7,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE, ErrorCode
 from flwr.serverapp import Grid
 
 LONGEST_REASON = 300  # characters of a site's error that enter a record
+LOST_AFTER_S = HEARTBEAT_PATIENCE * HEARTBEAT_DEFAULT_INTERVAL  # until Flower takes a silent SuperNode for gone
+# What Flower says in a site's place, in words that tell the person at that site where to look.
+FLOWERS_WORDS = {
+    ErrorCode.NODE_UNAVAILABLE: (
+        f"its connection was lost: no sign of life for {LOST_AFTER_S} s; its machine, its network or `dsm-site start` "
+        "has stopped, `dsm-site doctor` there finds which"
+    ),
+    ErrorCode.CLIENT_APP_CRASHED: (
+        "its training process ended without an answer: killed, or out of memory; the site is connected, and is asked "
+        "again in the next round"
+    ),
+}
 EXPIRY_GRACE_S = 60.0  # a message outlives its deadline by this, for clocks that differ
 
 
@@ -111,5 +124,16 @@ class LateAnswers:
 
 def reason_of(reply: Message) -> str:
     """What an error reply says, on one line and no longer than a record bears."""
-    text = " ".join(f"{reply.error.reason or 'no reason given'}".split())
+    said = FLOWERS_WORDS.get(reply.error.code, reply.error.reason)
+    text = " ".join(f"{said or 'no reason given'}".split())
     return text[:LONGEST_REASON] + (f" (error {reply.error.code})" if reply.error.code < 100 else "")
+
+
+def silence(is_connected: bool, timeout_s: float) -> str:
+    """Why there is no answer at the deadline, as far as the coordinator can tell."""
+    if not is_connected:
+        return f"no answer within {timeout_s:g} s: its connection was lost"
+    return (
+        f"no answer within {timeout_s:g} s, though it is connected: slower than server.round_timeout_s, or cut off "
+        f"less than {LOST_AFTER_S} s ago"
+    )

@@ -17,10 +17,11 @@ from dsm_core.data import LabelContract, contract_classes
 from dsm_core.model import DSM, build_model
 from dsm_core.stages import total_rounds
 from dsm_core.text_space import TextSpace, TextSpaceError, build_text_space
-from server.enrolment import deliver_text, enrol, wait_for_sites
+from server.enrolment import deliver_text, enrol, node_labels, wait_for_sites
 from server.members import EVIDENCE, Members, declared_evidence
 from server.membership import Membership
 from server.rounds import OnRound, run_rounds
+from server.start import read_start, take_over
 from server.state_file import SavedState
 from server.state_store import StateStore
 from server.waiting import Waiting
@@ -141,8 +142,9 @@ def open_federation(
     Raises:
         FederationError: too few sites, or one that cannot enrol.
         ContractConflict: label contracts that contradict each other.
+        ConfigError: `config.start` cannot be started from.
     """
-    waiting = waiting or Waiting()
+    waiting, start = waiting or Waiting(), read_start(config)
     if saved is None:
         waiting.begin("connecting", 0, total_rounds(config), [], connect_timeout_s)
         nodes = wait_for_sites(grid, sites, connect_timeout_s, waiting.tick)
@@ -158,6 +160,8 @@ def open_federation(
         membership.reconnect(connect_timeout_s, waiting.tick)
     torch.manual_seed(config.seed)
     model = build_model(config.model, members.text)
+    if start is not None:
+        take_over(model, start)
     arrays = first_arrays(model, members.contracts)
     return Federation(config, membership, model, members.strategy.init(arrays, members.text.names))
 
@@ -171,8 +175,8 @@ def _first_members(
     names: Mapping[int, str] | None,
 ) -> Members:
     timeout_s = config.server.round_timeout_s
-    waiting.begin("enrolling", 0, total_rounds(config), [f"node {node}" for node in nodes], timeout_s)
-    enrolment = enrol(grid, nodes, timeout_s, config.data.held_out, waiting.tick, names)
+    waiting.begin("enrolling", 0, total_rounds(config), node_labels(nodes, names).values(), timeout_s)
+    enrolment = enrol(grid, nodes, timeout_s, config.data.held_out, waiting.tick, names, waiting.answered)
     labelled = {info.name: info for info in contract_classes(list(enrolment.contracts.values()))}
     text = build_text_space(({info.name: info for info in classes} | labelled).values(), config.text)
     for site, reason in deliver_text(grid, enrolment.nodes, text, timeout_s).items():

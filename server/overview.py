@@ -1,18 +1,22 @@
-"""How is the consortium? Sites, services and certificates at a glance, for `dsm-server status`."""
+"""How is the consortium? Sites, services, runs and certificates at a glance, for `dsm-server status`."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from server.consortium import ACCEPTED, Consortium
 from server.control import ControlFault, connected
 from server.provisioning import expiry_warnings
+from server.run_table import run_lines
 from server.services import NAMES, place_of
 from strategies.deployment.certificates import read_certificate
 from strategies.deployment.daemon import SUPERVISOR
 from strategies.deployment.processes import running_pid
 from strategies.deployment.tables import table
+
+UNATTENDED = "programs run, but nobody starts them again: `dsm-server stop`, then `dsm-server start`"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Overview:
 
     Attributes:
         processes: process id of every program of the coordinator, None where it does not run.
+        runs: a line for the latest run, and for every other one that has not finished.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Overview:
     sites: tuple[SiteLine, ...]
     processes: dict[str, int | None]
     warnings: tuple[str, ...]
+    runs: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,6 +70,7 @@ class Overview:
                 *(table(rows) if self.sites else ["  no site yet: `dsm-server add-site NAME`"]),
                 "",
                 *table(services),
+                *(["", *self.runs] if self.runs else []),
                 *(f"warning: {warning}" for warning in self.warnings),
             ]
         )
@@ -85,12 +92,16 @@ def overview(consortium: Consortium) -> Overview:
             connection = ("online" if online[name] else "offline") if name in online else ""
         lines.append(SiteLine(name, record.state, connection, until, record.reason))
     server = read_certificate(consortium.server_certificate)
+    processes = {name: running_pid(place, name) for name in (SUPERVISOR, *reversed(NAMES))}
+    if not processes[SUPERVISOR] and any(processes.values()):
+        warnings.append(UNATTENDED)
     return Overview(
         name=consortium.name,
         fleet=consortium.fleet_address,
         service=consortium.service_address,
         until=f"{server.not_valid_after_utc:%Y-%m-%d}",
         sites=tuple(lines),
-        processes={name: running_pid(place, name) for name in (SUPERVISOR, *reversed(NAMES))},
+        processes=processes,
         warnings=tuple(warnings),
+        runs=tuple(run_lines(consortium.folder / "runs", time.time())),
     )

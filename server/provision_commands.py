@@ -63,13 +63,17 @@ def add_commands(commands: Commands) -> None:
     revoke.set_defaults(run=_revoke)
 
     rotate = commands.add_parser("rotate", help="a new key and certificate for the coordinator")
+    rotate.add_argument(
+        "--authority", action="store_true", help="first step of another authority: new certificates for all sites"
+    )
     rotate.add_argument("--host", action="append", help="further name or address that the new certificate states")
     add_folder(rotate, "consortium")
     rotate.set_defaults(run=_rotate)
 
 
 def _init(options: argparse.Namespace) -> int:
-    from server.consortium import Consortium, create_consortium
+    from server.consortium import Consortium
+    from server.founding import create_consortium
     from strategies.deployment.errors import DeploymentError
 
     flower_port = options.port if options.no_proxy else options.flower_port
@@ -136,9 +140,26 @@ def _revoke(options: argparse.Namespace) -> int:
 def _rotate(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from server.consortium import load_consortium, write_server_certificate
+    from server.consortium import load_consortium
+    from server.founding import write_server_certificate
+    from server.succession import exchange_authority, forget_former_authorities, is_exchanging
 
     consortium = load_consortium(options.folder)
+    if options.authority:
+        files = exchange_authority(consortium)
+        _record(consortium, "authority exchanged", sites=", ".join(files))
+        print(
+            "\n".join(f"{path}" for path in files.values())
+            + "\n1. `dsm-server stop` and `start`: both authorities are known from then on\n"
+            "2. send each site its file; the site runs `dsm-site join --certificate FILE`\n"
+            "3. when all have: `dsm-server rotate`, then `stop` and `start`; the former authority ends there, and at "
+            "each site with its next `dsm-site start`"
+        )
+        return 0
+    if is_exchanging(consortium):
+        forget_former_authorities(consortium)
+        _record(consortium, "former authority forgotten")
+        print("the former authority is trusted no longer; a site that has not imported its new certificate is cut off")
     if options.host:
         consortium = replace(consortium, hosts=tuple(dict.fromkeys([*consortium.hosts, *options.host])))
     write_server_certificate(consortium, consortium.authority())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
-from server.consortium import ACCEPTED, INVITED, REVOKED, Consortium, SiteRecord, write_revocations
+from server.consortium import ACCEPTED, INVITED, REVOKED, Consortium, SiteRecord
+from server.founding import write_revocations
 from strategies.deployment.certificates import (
     certificate_pem,
     expiry_warning,
@@ -83,7 +84,8 @@ def accept(consortium: Consortium, name: str, request: Path, stated_fingerprint:
         write_revocations(consortium, authority, [int(record.serial, 16)])
     public = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     write_file(consortium.site_file(name, ".pub"), public, EVERYONE_READS)
-    write_file(consortium.site_file(name, ".crt"), certificate_pem(certificate), EVERYONE_READS)
+    shown = consortium.succession.read_bytes() if consortium.succession.exists() else b""
+    write_file(consortium.site_file(name, ".crt"), certificate_pem(certificate) + shown, EVERYONE_READS)
     consortium.save_site(replace(record, state=ACCEPTED, serial=f"{certificate.serial_number:x}"))
     return consortium.site_file(name, ".crt"), found
 
@@ -112,7 +114,7 @@ def expiry_warnings(consortium: Consortium) -> list[str]:
     authority = expiry_warning(
         "the authority's certificate",
         read_certificate(consortium.ca_certificate),
-        "found a new consortium with `dsm-server init`",
+        "exchange it with `dsm-server rotate --authority`",
     )
     sites = [
         expiry_warning(

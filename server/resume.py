@@ -34,14 +34,13 @@ def remember_config(run: Path, config: Config) -> None:
         StateError: the disk is full, or the folder cannot be written.
     """
     content = asdict(replace(config, text=config.text.with_absolute_paths()))
-    for key in ("sites_dir", "eval_dir"):
+    for key in ("sites_dir", "eval_dir", "start"):
         if content[key] and Path(content[key]).exists():
             content[key] = os.path.abspath(content[key])
     path = run / STATE / CONFIG
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        replace_file(path, json.dumps(content, indent=1).encode())
-        path.chmod(0o600)
+        replace_file(path, json.dumps(content, indent=1).encode(), mode=0o600)
     except OSError as error:
         raise StateError(
             f"the configuration could not be kept in {STATE}/ of the run folder ({error.strerror})"
@@ -77,6 +76,11 @@ def recall_config(words: Sequence[str]) -> tuple[Config, Path]:
     config = config_from_dict(content)
     threads = asked.threads if "threads" in keys else config.threads
     return replace(config, threads=threads, out=asked.out if "out" in keys else str(run.parent)), run
+
+
+def stopped_runs(out: Path) -> list[Path]:
+    """The run folders in a folder that can be gone on with, by name."""
+    return sorted(path.parent.parent for path in out.glob(f"*/{STATE}/{CONFIG}"))
 
 
 def forget_state(run: Path) -> None:

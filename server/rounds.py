@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from flwr.serverapp import Grid
 
 from dsm_core.config import Config
 from dsm_core.stages import MOVING, stage_of, total_rounds
-from server.exchange import Exchange, FederationError, LateAnswers, reason_of
+from server.exchange import Exchange, FederationError, LateAnswers, reason_of, silence
 from server.membership import Membership
+from server.round_plan import RoundPlan, plan_round
 from server.waiting import Waiting
 from strategies import messages
 from strategies.query_fedavg import QueryFedAvg, ServerState, SiteFailure, SiteUpdate
@@ -38,31 +38,6 @@ class RoundError(FederationError):
     def __init__(self, message: str, state: ServerState) -> None:
         super().__init__(message)
         self.state = state
-
-
-@dataclass(frozen=True)
-class RoundPlan:
-    """Who is asked in a round.
-
-    Attributes:
-        asked: sites that get the order, sorted.
-        absent: sites that would have been asked and are not connected, sorted.
-        needed: usable updates below which the run stops.
-    """
-
-    asked: tuple[str, ...]
-    absent: tuple[str, ...]
-    needed: int
-
-
-def plan_round(config: Config, round: int, enrolled: Collection[str], online: Collection[str]) -> RoundPlan:
-    """`server.participation` of the sites that can teach, drawn from the seed and the round among those connected."""
-    wanted = max(1, int(config.server.participation * len(enrolled) + 0.5))
-    asked, absent = sorted(online), sorted(set(enrolled) - set(online))
-    if len(asked) >= wanted:
-        drawn = np.random.default_rng([config.seed, round]).choice(len(asked), wanted, replace=False)
-        asked, absent = sorted(asked[i] for i in drawn), []
-    return RoundPlan(tuple(asked), tuple(absent), max(1, math.ceil(config.server.quorum * wanted)))
 
 
 def run_rounds(
@@ -217,7 +192,8 @@ def ask_sites(
             yield update
     late.expect(exchange, sites, order.round)
     yield from (failed(node, "the order could not be sent") for node in exchange.unsent)
-    yield from (SiteFailure(sites[node], f"no answer within {timeout_s:g} s") for node in exchange.awaited)
+    connected = set(grid.get_node_ids()) if exchange.awaited else set()
+    yield from (SiteFailure(sites[node], silence(node in connected, timeout_s)) for node in exchange.awaited)
 
 
 def site_rate(lr: float, config: Config, sites: int) -> float:

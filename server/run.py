@@ -17,6 +17,10 @@ from server.state_store import StateStore
 from server.trail import Trail
 from server.waiting import Waiting
 
+# A deployed run whose command was killed goes on by itself until it is resumed; it is told to end, and this long it may
+# take: Flower's apps hear of it with a heartbeat, or with their next call.
+LAST_WORDS_S = 90.0
+
 
 def run_federation(
     grid: Grid,
@@ -47,7 +51,8 @@ def run_federation(
         remember_config(record.folder, config)
     trail = Trail(home, name)
     waiting = Waiting(record.folder, record.method, say=partial(print, flush=True))
-    with trail.failures(), waiting, StateStore(state_folder(record.folder, record.method), config) as store:
+    states = StateStore(state_folder(record.folder, record.method), config, LAST_WORDS_S if home else 0.0)
+    with trail.failures(), waiting, states as store:
         saved = store.latest()
         rewind_history(record.folder, record.method, saved.state.round if saved else 0)
         publish = partial(Banks(home / BANKS).put, config=config.text) if home is not None else (lambda text: None)

@@ -22,19 +22,19 @@ def _service(options: argparse.Namespace) -> int:
     from server.consortium import load_consortium
     from server.serving import ServiceError, serve
     from server.text_service import open_desk
-    from strategies.deployment.daemon import Ended, endable, now
+    from strategies.deployment.daemon import Ended, endable, say
     from strategies.deployment.errors import DeploymentError
-    from strategies.tls import TlsError, TlsFiles
+    from strategies.tls import TlsFiles
 
     consortium = load_consortium(options.folder)
     tls = TlsFiles(consortium.ca_certificate, consortium.server_certificate, consortium.server_key)
     host = f"[{consortium.service_host}]" if ":" in consortium.service_host else consortium.service_host
     try:
         with endable(), serve(open_desk(consortium), tls, f"{host}:{consortium.service_port}") as service:
-            print(f"{now()} the gRPC service of {consortium.name} listens on port {service.port}", flush=True)
+            say(f"the gRPC service of {consortium.name} listens on port {service.port}")
             service.wait()
-    except (ServiceError, TlsError) as error:
+    except ServiceError as error:
         raise DeploymentError(f"{error}") from error
     except Ended as ended:
-        print(f"{now()} ended by {ended}", flush=True)
+        say(f"ended by {ended}")
     return 0

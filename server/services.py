@@ -10,12 +10,16 @@ from collections.abc import Callable
 
 from server.consortium import Consortium
 from server.nginx import PROXY, proxy_program
+from server.run_config import HOME as CONSORTIUM
 from strategies.deployment.flower import BRISK, HOME, LOOPBACK, QUIET, direct_loopback, flower_program, program_path
 from strategies.deployment.processes import Place, Program
 from strategies.deployment.supervision import Service
 
 SUPERLINK, SUPEREXEC, TEXT_SERVICE = "superlink", "superexec", "text-service"
 NAMES = (PROXY, TEXT_SERVICE, SUPEREXEC, SUPERLINK)  # in the order in which they are asked to end
+# Flower silences gRPC in every process that imports it, and in what that one starts; why a handshake was refused is
+# said nowhere but in gRPC's own log.
+HANDSHAKES = {"GRPC_VERBOSITY": "INFO"}
 HEALTH_TIMEOUT_S = 2.0
 
 
@@ -62,13 +66,14 @@ def superexec(consortium: Consortium) -> Program:
         *("--root-certificates", f"{consortium.ca_certificate}"),
         *("--superexec-auth-secret-file", f"{consortium.superexec_secret}"),
     )
-    return Program(SUPEREXEC, command, _environment(consortium))
+    # What the sites must not see travels by the environment, which the ServerApp inherits.
+    return Program(SUPEREXEC, command, {**_environment(consortium), CONSORTIUM: f"{consortium.folder}"})
 
 
 def text_service(consortium: Consortium) -> Program:
     """The gRPC service for text space, phrases, enrolment and progress; public, and needs no proxy."""
     command = (sys.executable, "-m", "server.cli", "service", "--folder", f"{consortium.folder}")
-    return Program(TEXT_SERVICE, command, port=consortium.service_port)
+    return Program(TEXT_SERVICE, command, HANDSHAKES, consortium.service_port)
 
 
 def _environment(consortium: Consortium) -> dict[str, str]:

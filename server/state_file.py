@@ -34,7 +34,18 @@ from strategies.query_fedavg import ServerState
 FORMAT = 1
 FURTHER = "further:"
 # What may differ between the run that wrote a state and the one that reads it: where things lie, and how many threads.
-LOCAL_KEYS = ("name", "out", "resume", "threads", "dry_run", "sites_dir", "eval_dir", "text.bank", "text.weights")
+LOCAL_KEYS = (
+    "name",
+    "out",
+    "resume",
+    "threads",
+    "dry_run",
+    "sites_dir",
+    "eval_dir",
+    "start",
+    "text.bank",
+    "text.weights",
+)
 
 
 class StateError(RuntimeError):

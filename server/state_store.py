@@ -5,12 +5,15 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 from dsm_core.config import Config
 from server.state_file import DamagedState, SavedState, StateError, read_state, write_state
 
+POLL_S = 0.2
 KEPT = 2  # a damaged state costs the rounds since the one before it
 
 log = logging.getLogger(__name__)
@@ -23,8 +26,13 @@ class StateStore:
     round. Leaving the `with` block writes the last state, also after an error.
     """
 
-    def __init__(self, folder: Path, config: Config) -> None:
-        self.folder, self._config = folder, config
+    def __init__(self, folder: Path, config: Config, patience_s: float = 0.0) -> None:
+        """Name the folder.
+
+        Args:
+            patience_s: how long another process may still work on this run, as one that was told to end.
+        """
+        self.folder, self._config, self._patience_s = folder, config, patience_s
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._writing: Future[None] | None = None
         self._unwritten: SavedState | None = None
@@ -34,8 +42,11 @@ class StateStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("w")
-            if os.name == "posix":  # the lock of a killed process is gone with it
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            deadline = time.monotonic() + self._patience_s
+            while not _is_locked(self._lock):
+                if time.monotonic() >= deadline:
+                    raise BlockingIOError
+                time.sleep(POLL_S)
         except BlockingIOError:
             raise StateError(
                 f"another process works on the run {self.folder.name!r} in this folder; stop it first"
@@ -104,3 +115,14 @@ class StateStore:
         stale = [path for path in self.folder.glob("round-*") if path.stem not in kept]
         for path in [*stale, *self.folder.glob(".*.partial")]:
             path.unlink(missing_ok=True)
+
+
+def _is_locked(file: TextIO) -> bool:
+    """True once this process holds the file; the hold of a killed process is gone with it."""
+    if os.name != "posix":
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

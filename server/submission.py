@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.supercore.fab import Fab
 
-from dsm_core.config import ConfigError, compose_config
 from server.consortium import Consortium
 from server.control import Control, ControlFault, open_control, settle_members
-from server.run_config import pack_run
+from server.orders import Order
+from server.resume import stopped_runs
+from server.run_config import leave_order
+from server.waiting import HISTORY, LINE_EVERY_S, mark_stopped, read_progress, wait_line
 from strategies.deployment.errors import DeploymentError
 
 POLL_S = 1.0
 SILENCE_S = 300.0  # the SuperLink may be down this long, as while it is started anew
 COMPLETED = "finished:completed"
+_NO_HEARTBEAT = "No heartbeat"  # Flower's details of a run whose process it misses
+_SILENT_END = "its process ended without a word: killed, or out of memory"
 
 Say = Callable[[str], None]
 
@@ -27,47 +30,10 @@ class RunFault(DeploymentError):
     """A run that did not complete; the message says how it ended."""
 
 
-@dataclass(frozen=True)
-class Order:
-    """What is to be run.
-
-    Attributes:
-        overrides: keys of the run's configuration, `KEY=VALUE`.
-        folder: where the run leaves its checkpoint.
-        sites: how many must be connected before it begins.
-        wait_s: how long to wait for them.
-    """
-
-    overrides: tuple[str, ...]
-    folder: Path
-    sites: int
-    wait_s: float
-
-
-def make_order(consortium: Consortium, keys: Sequence[str], sites: int | None, wait_s: float) -> Order:
-    """The order for keys typed on a command line; absent ones are filled in for this consortium.
-
-    Raises:
-        DeploymentError: an unknown key, no member, fewer members than wanted, or a run folder that exists.
-    """
-    members = consortium.members()
-    wanted = len(members) if sites is None else sites
-    if not 0 < wanted <= len(members):
-        raise DeploymentError(f"{wanted} sites are wanted and {len(members)} have been accepted; `dsm-server status`")
-    name = time.strftime("%Y%m%d-%H%M%S")
-    keys = [f"out={consortium.folder / 'runs'}", f"name={name}", *keys, f"sites={wanted}"]
-    try:
-        config = compose_config(keys)
-    except ConfigError as error:
-        raise DeploymentError(f"{error}") from error
-    folder = Path(config.out).resolve() / (config.name or name)
-    if folder.exists():
-        raise DeploymentError(f"{folder} holds another run; choose another name=NAME")
-    return Order((*keys, f"out={folder.parent}"), folder, wanted, wait_s)
-
-
 def run_to_the_end(consortium: Consortium, order: Order, fab: Fab, tend: Callable[[], None], say: Say) -> Path:
     """Submit a run once its sites are connected and wait until it has finished; a run cut short is stopped.
+
+    A run that goes on in the SuperLink, as after its command was killed, is stopped first: one is watched at a time.
 
     Args:
         tend: called about once a second, keeps the services alive.
@@ -81,13 +47,18 @@ def run_to_the_end(consortium: Consortium, order: Order, fab: Fab, tend: Callabl
     """
     with open_control(consortium) as control:
         settle_members(consortium, control)
+        for left in control.unfinished_runs():
+            say(f"run {left} was left to itself and is stopped")
+            control.stop_run(left)
         _await_sites(control, order, tend, say)
-        run = control.start_run(fab, pack_run(order.overrides, consortium.node_names, consortium.folder))
+        told = set(_history(order.folder))
+        run = control.start_run(fab, leave_order(consortium.folder, order.overrides))
     say(f"run {run} of {order.sites} sites; results go to {order.folder}")
     try:
-        _await_end(consortium, run, order, tend, say)
-    except BaseException:
+        _await_end(consortium, run, order.folder, told, tend, say)
+    except BaseException as error:
         _stop_quietly(consortium, run)
+        mark_stopped(order.folder, f"{error}" or type(error).__name__)
         raise
     return order.folder
 
@@ -110,34 +81,63 @@ def _await_sites(control: Control, order: Order, tend: Callable[[], None], say: 
         time.sleep(POLL_S)
 
 
-def _await_end(consortium: Consortium, run: int, order: Order, tend: Callable[[], None], say: Say) -> None:
-    rounds, heard = 0, time.monotonic()
+def _await_end(
+    consortium: Consortium, run: int, folder: Path, told: set[str], tend: Callable[[], None], say: Say
+) -> None:
+    heard = said = time.monotonic()
     while True:
         tend()
-        for record in _history(order.folder)[rounds:]:
-            rounds += 1
-            say(_line(record))
+        if _tell_rounds(folder, told, say):
+            said = time.monotonic()
+        if time.monotonic() - said >= LINE_EVERY_S:
+            said = time.monotonic()
+            _tell_wait(folder, say)
         try:
             with open_control(consortium) as control:
                 status, details = control.run_status(run)
             heard = time.monotonic()
         except ControlFault as fault:
             if time.monotonic() - heard > SILENCE_S:
-                raise RunFault(f"run {run} is lost after {rounds} rounds: {fault}, for {SILENCE_S:g} s") from fault
+                raise RunFault(
+                    f"run {run} is lost after {len(told)} rounds: {fault}, for {SILENCE_S:g} s{_way_on(folder)}"
+                ) from fault
             status = details = ""
         if status.startswith("finished"):
-            for record in _history(order.folder)[rounds:]:
-                say(_line(record))
+            _tell_rounds(folder, told, say)
             if status != COMPLETED:
-                raise RunFault(f"run {run} is {status} {details}".rstrip())
+                reason = mark_stopped(folder, _SILENT_END if _NO_HEARTBEAT in details else details or status)
+                raise RunFault(f"run {run} is {status}: {reason}{_way_on(folder)}")
             return
         time.sleep(POLL_S)
 
 
-def _history(folder: Path) -> list[dict]:
-    path = folder / "history.jsonl"
+def _way_on(folder: Path) -> str:
+    can_go_on = folder in stopped_runs(folder.parent)
+    return f"; `dsm-server start --resume name={folder.name}` goes on with it" if can_go_on else ""
+
+
+def _tell_rounds(folder: Path, told: set[str], say: Say) -> bool:
+    """Say every line of the history that was not said; a resumed run takes lines back and writes them anew.
+
+    True where there was one.
+    """
+    new = [line for line in _history(folder) if line not in told]
+    for line in new:
+        told.add(line)
+        say(_line(json.loads(line)))
+    return bool(new)
+
+
+def _tell_wait(folder: Path, say: Say) -> None:
+    progress = read_progress(folder)
+    if line := wait_line(progress, time.time() - progress.get("since", 0.0)):
+        say(line)
+
+
+def _history(folder: Path) -> list[str]:
+    path = folder / HISTORY
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [line for line in lines if line.endswith("\n")]
 
 
 def _line(record: dict) -> str:

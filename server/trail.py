@@ -1,6 +1,6 @@
 """What the coordinator's audit log says of a run: who takes part, with which text space and configuration, each round.
 
-The log lies in the consortium's folder, which a deployed run is told as `consortium-dir`; without it none is kept.
+The log lies in the consortium's folder; a run outside a consortium keeps none.
 """
 
 from __future__ import annotations

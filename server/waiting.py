@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 PROGRESS = "progress.json"
 HISTORY = "history.jsonl"  # a line for every round that is done; beside it in the run folder
+WAITS = ("connecting", "enrolling", "training")  # phases that sites are awaited in
 LINE_EVERY_S = 30.0  # a line this often while sites are awaited
 SIGN_EVERY_S = 5.0  # a sign of life this often in the file
 
@@ -28,9 +29,27 @@ def read_progress(run: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def wait_line(progress: Mapping[str, Any], elapsed_s: float) -> str:
+    """For whom a run waits, as `progress.json` tells; empty where it waits for nobody."""
+    if progress.get("phase") not in WAITS:
+        return ""
+    sites = ", ".join(progress["waiting_for"]) or "sites to connect"
+    return f"round {progress['round']}: waiting for {sites} ({elapsed_s:.0f} s of {progress['deadline_s']:g} s)"
+
+
 def mark_finished(run: Path) -> None:
     """Say in `progress.json` that everything is done that follows the rounds."""
     _write(run / PROGRESS, read_progress(run) | {"phase": "finished"})
+
+
+def mark_stopped(run: Path, reason: str) -> str:
+    """Say in `progress.json` of a run whose process is gone that it has stopped; why, as it told itself if it could."""
+    progress = read_progress(run)
+    if progress.get("phase") == "stopped" and progress.get("reason"):
+        return f"{progress['reason']}"
+    if progress and progress["phase"] != "finished":
+        _write(run / PROGRESS, progress | {"phase": "stopped", "reason": reason})
+    return reason
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -93,9 +112,7 @@ class Waiting:
 
     def line(self) -> str:
         """Such as `round 7: waiting for site_b, site_c (41 s of 600 s)`."""
-        elapsed = f"{time.monotonic() - self._started:.0f} s of {self._content['deadline_s']:g} s"
-        sites = ", ".join(self._content["waiting_for"]) or "sites to connect"
-        return f"round {self._content['round']}: waiting for {sites} ({elapsed})"
+        return wait_line(self._content, time.monotonic() - self._started)
 
     def end(self, phase: str, reason: str = "") -> None:
         """Nothing is awaited any more: `done` with the rounds, `finished` with the run, or `stopped` for a reason."""

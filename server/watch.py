@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.waiting import HISTORY, PROGRESS, read_progress
+from server.run_table import Progress, Record, read_history, refusals, run_table, silence
+from server.waiting import LINE_EVERY_S, PROGRESS, WAITS, read_progress, wait_line
 
 POLL_S = 0.5
-SILENT_S = 60.0  # a living run writes every few seconds
-WAITS = ("connecting", "enrolling", "training")
 ENDS = {"finished": 0, "stopped": 1}  # exit code of a run that has ended
 
-Progress = Mapping[str, Any]
-Record = Mapping[str, Any]
 Show = Callable[[Progress, Sequence[Record]], None]
-
-
-@dataclass
-class SiteRow:
-    """What a site did so far, in rounds, and what it does now."""
-
-    answered: int = 0
-    late: int = 0
-    refused: int = 0
-    failed: int = 0
-    seconds: float | None = None
-    now: str = ""
 
 
 def add_commands(commands: Any) -> None:
@@ -59,82 +43,6 @@ def _watch(options: argparse.Namespace) -> int:
     return ENDS.get(progress["phase"], 0)
 
 
-def read_history(run: Path) -> list[dict[str, Any]]:
-    """Every whole line of `history.jsonl`."""
-    path = run / HISTORY
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
-
-
-def run_table(progress: Progress, history: Sequence[Record], now: float) -> list[str]:
-    """The state of a run in lines: what it does, then a row a site.
-
-    Args:
-        now: seconds since 1970.
-    """
-    records = [record for record in history if record["method"] == progress["method"]]
-    rows = [("site", "answered", "late", "refused", "failed", "seconds", "now")]
-    for site, row in sorted(site_rows(progress, records).items()):
-        counts = (f"{row.answered}", f"{row.late}", f"{row.refused}", f"{row.failed}")
-        rows.append((site, *counts, "" if row.seconds is None else f"{row.seconds:.1f}", row.now))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [headline(progress, records, now), *table]
-
-
-def headline(progress: Progress, records: Sequence[Record], now: float) -> str:
-    """Such as `federated: round 7 of 140 (organs), training (41 s of 600 s), loss 0.812`."""
-    phase, stage = progress["phase"], progress.get("stage")
-    parts = [f"round {progress['round']} of {progress['rounds']}" + f" ({stage})" * bool(stage), phase]
-    if phase in WAITS and "since" in progress:
-        parts[-1] += f" ({now - progress['since']:.0f} s of {progress['deadline_s']:g} s)"
-    if records and records[-1].get("loss") is not None:
-        parts.append(f"loss {records[-1]['loss']:.3f}")
-    if progress.get("reason"):
-        parts.append(progress["reason"])
-    if phase in WAITS and (silent_s := now - progress.get("alive", now)) > SILENT_S:
-        parts.append(f"no sign of life for {silent_s:.0f} s: if its process is gone, go on with resume=RUN_DIR")
-    return f"{progress['method']}: {', '.join(parts)}"
-
-
-def site_rows(progress: Progress, records: Sequence[Record]) -> dict[str, SiteRow]:
-    """A row for every site that was asked in a round done or in the one that runs."""
-    rows: dict[str, SiteRow] = {}
-
-    def row(site: str) -> SiteRow:
-        return rows.setdefault(site, SiteRow())
-
-    for record in records:
-        for site in record["sites"]:
-            row(site).answered += 1
-            row(site).now = ""
-        for site, reason in refusals(record).items():
-            row(site).refused += 1
-            row(site).now = f"refused in round {record['round']}: {reason}"
-        for site, reason in record.get("failed", {}).items():
-            row(site).failed += 1
-            row(site).now = f"failed in round {record['round']}: {reason}"
-        for late in record.get("late", ()):
-            row(late["site"]).late += 1
-        for site, seconds in record.get("answer_seconds", {}).items():
-            row(site).seconds = seconds
-    if progress["phase"] == "training":
-        for site in progress["waiting_for"]:
-            row(site).now = "awaited"
-        for site, answer in progress["answered"].items():
-            row(site).seconds = answer["seconds"]
-            row(site).now = answer["reason"] or "has answered"
-    return rows
-
-
-def refusals(record: Record) -> dict[str, str]:
-    """Sites whose update was refused, with the reason; dsm-simulate lists failures among them."""
-    refused = record.get("refused", {})
-    if isinstance(refused, Mapping):
-        return dict(refused)
-    return {one["site"]: one["reason"] for one in refused if one["site"] not in record.get("failed", {})}
-
-
 def _follow(folder: Path, show: Show) -> int:
     while progress := read_progress(folder):
         show(progress, read_history(folder))
@@ -152,23 +60,37 @@ class Screen:
 
     def show(self, progress: Progress, history: Sequence[Record]) -> None:
         width = shutil.get_terminal_size().columns
-        lines = [line[: width - 1] for line in run_table(progress, history, time.time())]
+        table = run_table(progress, history, time.time())
+        lines = [part for line in table for part in textwrap.wrap(line, width - 1, subsequent_indent="    ")]
         # Up to where the last table began, and clear from there.
         print((f"\x1b[{self._drawn}F\x1b[J" if self._drawn else "") + "\n".join(lines), flush=True)
         self._drawn = len(lines)
 
 
 class Log:
-    """A line for every change."""
+    """A line for every change, and for whom a long wait is, now and then."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
+        self._silent = False
+        self._said = time.monotonic()
 
     def show(self, progress: Progress, history: Sequence[Record]) -> None:
         for line in changes(progress, history):
             if line not in self._told:
                 self._told.add(line)
-                print(line, flush=True)
+                self._print(line)
+        silent = silence(progress, time.time())
+        if silent and not self._silent:
+            self._print(f"{progress['method']}: round {progress['round']}: {silent}")
+        line = "" if silent else wait_line(progress, time.time() - progress.get("since", 0.0))
+        if line and time.monotonic() - self._said >= LINE_EVERY_S:
+            self._print(f"{progress['method']}: {line}")
+        self._silent = bool(silent)
+
+    def _print(self, line: str) -> None:
+        self._said = time.monotonic()
+        print(line, flush=True)
 
 
 def changes(progress: Progress, history: Sequence[Record]) -> Iterator[str]:
@@ -192,7 +114,8 @@ def changes(progress: Progress, history: Sequence[Record]) -> Iterator[str]:
 
 
 def _named(progress: Progress) -> str:
-    return ", ".join([*progress["waiting_for"], *progress["answered"]]) or "sites to connect"
+    """Everyone who was asked: the line stays the same while they answer."""
+    return ", ".join(sorted([*progress["waiting_for"], *progress["answered"]])) or "sites to connect"
 
 
 def _no_run(folder: Path) -> int:

@@ -8,6 +8,7 @@ dsm-simulate resume=runs/NAME                  go on with a run that was stopped
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from collections.abc import Sequence
 from dsm_core.config import Config, ConfigError, compose_config, describe_config
 
 HELP = f"{__doc__}\nEvery key, with its default:\n"
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a disk, a quota, a limit that is reached
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     warnings.filterwarnings("ignore", category=UserWarning, module="monai")
     print("dsm-simulate: loading PyTorch, MONAI and Flower ...", flush=True)
+    from dsm_core.checkpoint import CheckpointError
     from dsm_core.data import DatalistError
     from dsm_core.text_space import TextSpaceError
     from server.exchange import FederationError
@@ -51,8 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TextSpaceError, RunFolderError, SitesError, ConfigError) as error:
         print(f"dsm-simulate: {error}", file=sys.stderr)
         return 2
-    except (FederationError, StateError) as error:
+    except (FederationError, StateError, CheckpointError) as error:
         print(f"dsm-simulate: the run failed: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        remedy = "make room on the disk of the run folder, then go on with `dsm-simulate resume=RUN_DIR`"
+        print(f"dsm-simulate: the run failed: {error.strerror}; {remedy}", file=sys.stderr)
         return 1
     print("dry run: nothing trained, nothing written" if report is None else f"report: {report}")
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -15,6 +15,15 @@ from dsm_core.data import Datalist, DatalistError, check_folder, read_datalist, 
 from simulations.matrix import held_out_datalists
 from simulations.sites import generate_sites, phantom_recipe
 
+HELD_OUT = 0.2  # share of each site's cases that is scored when no eval_dir is given
+
+
+def with_held_out(config: Config) -> Config:
+    """The configuration, with cases of the user's own sites held out where nothing else could be scored."""
+    if config.sites_dir and not config.eval_dir and not config.data.held_out:
+        return replace(config, data=replace(config.data, held_out=HELD_OUT))
+    return config
+
 
 @dataclass(frozen=True)
 class Sites:

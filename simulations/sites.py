@@ -157,6 +157,8 @@ def phantom_recipe(phantom: PhantomConfig) -> dict[str, Any]:
         SitesError: the folder of shapes cannot be read.
     """
     recipe: dict[str, Any] = json.loads(json.dumps(asdict(phantom)))
+    if recipe["contrast"] == "portal":
+        del recipe["contrast"]  # sites made before there was a choice stay what they were
     if recipe.pop("lesion_shapes") is not None:
         try:
             recipe["lesion_shapes"] = folder_digest(str(phantom.lesion_shapes))
@@ -200,7 +202,7 @@ def _make_case(
 ) -> None:
     lesions = lesion_kinds(folder.index, case, is_held_out, seed)
     patient = (seed, folder.index, int(is_held_out), case)
-    made = generate_case(patient, lesions, site_scanner(folder.index, seed), phantom.size_mm, library)
+    made = generate_case(patient, lesions, site_scanner(folder.index, seed), phantom.size_mm, library, phantom.contrast)
     write_case(folder, case, made)
 
 

@@ -23,17 +23,17 @@ from dsm_core.stages import stages_of, total_rounds
 from server.federation import Federation
 from server.record import rewind_history
 from server.resume import forget_state, remember_config
+from server.start import read_start
 from server.waiting import mark_finished
 from simulations.baselines import rounds_at, train_baselines, training_datalists
 from simulations.federated import federate
 from simulations.matrix import score_method
 from simulations.overlays import Overlay, save_overlays
+from simulations.provenance import portable_word
 from simulations.report import write_report
 from simulations.results import RunFolder
-from simulations.site_sources import Sites, find_sites
+from simulations.site_sources import Sites, find_sites, with_held_out
 from strategies.query_fedavg import ServerState
-
-HELD_OUT = 0.2  # share of each site's cases that is scored when no eval_dir is given
 
 
 def simulate(config: Config, command: Sequence[str], resume: Path | None = None) -> Path | None:
@@ -46,9 +46,9 @@ def simulate(config: Config, command: Sequence[str], resume: Path | None = None)
     Returns:
         The report's path; None after a dry run, which writes no run folder.
     """
-    if config.sites_dir and not config.eval_dir and not config.data.held_out:
-        config = replace(config, data=replace(config.data, held_out=HELD_OUT))
+    config = with_held_out(config)
     seconds: dict[str, float] = {}
+    start = read_start(config)
     with _timed(seconds, "sites"):
         sites = find_sites(config)
     datalists = training_datalists(sites.folders, config)
@@ -60,6 +60,8 @@ def simulate(config: Config, command: Sequence[str], resume: Path | None = None)
     with _timed(seconds, "federated", folder.seconds_of("federated")):
         federation, state, best = federate(config, "federated", sites, classes, folder)
     _describe(folder, config, sites, datalists, federation)
+    if start is not None:
+        folder.write_run_info(start={"checkpoint": portable_word(f"{config.start}"), **start.extra})
     folder.write_run_info(seconds=seconds)
     _save(folder.last_checkpoint, federation, state, "last round")
     _save(folder.best_checkpoint, federation, best, "lowest smoothed training loss of the last stage")
@@ -205,7 +207,7 @@ def _print_plan(config: Config, sites: Sites, datalists: Mapping[str, Datalist])
         classes = ", ".join(f"{name} ({count})" for name, count in _annotated_classes(datalist).items())
         held = len(sites.held_out[site].annotated_cases)
         tqdm.write(f"{site}: {len(datalist.annotated_cases)} cases, {held} held out; labels {classes}")
-    stages = ", ".join(f"{stage.name} {stage.rounds}" for stage in stages_of(config))
+    stages = ", ".join(f"{stage.name} {stage.rounds}" for stage in stages_of(config)) or "none"
     steps = config.train.local_steps * sum(rounds_at(config, datalist) for datalist in datalists.values())
     tqdm.write(
         f"rounds: {stages}; {config.train.local_steps} steps a round at every site that can teach the stage = {steps} "

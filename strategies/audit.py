@@ -143,12 +143,14 @@ class AuditLog:
                 if file.write(line) != len(line):
                     raise OSError(0, "the disk took a part of the record only")
                 os.fsync(file.fileno())
+            if is_new:
+                sync_folder(self.path.parent)
+            replace_file(self._head_path, f"{after}\n".encode())
         except OSError:
-            os.truncate(self.path, size)
+            # Of a record that its head does not follow, the next one would make a log that looks damaged.
+            if self._stated() != after:
+                os.truncate(self.path, size)
             raise
-        if is_new:
-            sync_folder(self.path.parent)
-        replace_file(self._head_path, f"{after}\n".encode())
         return after
 
 

@@ -14,6 +14,11 @@ _FIELDS = ("number", "time", "event", "facts", "previous")
 class AuditError(RuntimeError):
     """The log cannot be written, or is damaged; what should have been recorded must not happen."""
 
+    @property
+    def cause(self) -> str:
+        """What the system said, such as `No space left on device`; names no file. Empty where it said nothing."""
+        return getattr(self.__cause__, "strerror", None) or ""
+
 
 @dataclass(frozen=True)
 class Head:

@@ -10,12 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
+from strategies.deployment.errors import DeploymentError
 
-class TlsError(ValueError):
+
+class TlsError(DeploymentError):
     """A certificate or key that cannot be used; the message says which, why, and what to do."""
 
 
@@ -58,7 +61,7 @@ class TlsFiles:
                 f"{self.certificate} was not issued by the authority in {self.ca}: found issuer "
                 f"{chain[0].issuer.rfc4514_string()!r}; use the two files of one site kit"
             )
-        if _public_bytes(chain[0]) != _public_bytes_of_key(pems.key, self.key):
+        if not is_key_of(load_key(pems.key, f"{self.key}"), chain[0]):
             raise TlsError(
                 f"{self.key} is not the key of {self.certificate}; use the key that its request was made with"
             )
@@ -77,22 +80,41 @@ def read_certificates(pem: bytes, source: str) -> list[x509.Certificate]:
         raise TlsError(f"{source} holds no certificate that can be read (PEM): {error}") from error
 
 
+def load_key(pem: bytes, source: str) -> PrivateKeyTypes:
+    """The private key in PEM text.
+
+    Raises:
+        TlsError: there is none, or it is encrypted.
+    """
+    try:
+        return load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise TlsError(f"{source} holds no private key that can be read without a passphrase (PEM)") from error
+
+
+def validity_fault(what: str, certificate: x509.Certificate, remedy: str, now: datetime | None = None) -> str | None:
+    """A sentence where a certificate has expired or is not valid yet, None where it is valid."""
+    now = now or datetime.now(UTC)
+    starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > ends:
+        return f"{what} expired on {ends:%Y-%m-%d %H:%M} UTC; {remedy}"
+    if now < starts:
+        return (
+            f"{what} is valid from {starts:%Y-%m-%d %H:%M} UTC, and this clock says {now:%Y-%m-%d %H:%M}; "
+            "set the clock, or wait"
+        )
+    return None
+
+
 def check_validity(certificate: x509.Certificate, now: datetime | None = None) -> None:
     """Raise where the certificate is not valid at this time.
 
     Raises:
         TlsError: expired, or not valid yet.
     """
-    now = now or datetime.now(UTC)
-    starts, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    name = certificate.subject.rfc4514_string()
-    if now > ends:
-        raise TlsError(f"the certificate of {name!r} expired on {ends:%Y-%m-%d %H:%M} UTC; ask for a new one")
-    if now < starts:
-        raise TlsError(
-            f"the certificate of {name!r} is valid from {starts:%Y-%m-%d %H:%M} UTC, and this clock says "
-            f"{now:%Y-%m-%d %H:%M}; correct the clock, or wait"
-        )
+    what = f"the certificate of {certificate.subject.rfc4514_string()!r}"
+    if fault := validity_fault(what, certificate, "ask for a new one", now):
+        raise TlsError(fault)
 
 
 def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
@@ -102,6 +124,16 @@ def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
+
+
+def is_key_of(key: PrivateKeyTypes, certificate: x509.Certificate) -> bool:
+    """True where the certificate was issued for this private key."""
+    return public_der(key.public_key()) == public_der(certificate.public_key())
+
+
+def public_der(key: PublicKeyTypes) -> bytes:
+    """A public key as it is compared and hashed (SubjectPublicKeyInfo, DER)."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def site_name(certificate: x509.Certificate) -> str:
@@ -127,15 +159,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise TlsError(f"{path} cannot be read ({error.strerror}); it is part of the site's kit") from error
-
-
-def _public_bytes(certificate: x509.Certificate) -> bytes:
-    return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-
-def _public_bytes_of_key(pem: bytes, path: Path) -> bytes:
-    try:
-        key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
-        raise TlsError(f"{path} holds no private key that can be read without a passphrase (PEM)") from error
-    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -32,7 +32,8 @@ class GaussianSum:
     ) -> None:
         self.parameters = tuple(parameters)
         self.clip_norm, self.noise_multiplier, self._stream = clip_norm, noise_multiplier, stream
-        self._sum = torch.zeros(sum(parameter.numel() for parameter in self.parameters))
+        device = self.parameters[0].device if self.parameters else None
+        self._sum = torch.zeros(sum(parameter.numel() for parameter in self.parameters), device=device)
         pieces = self._sum.split([parameter.numel() for parameter in self.parameters])
         self._pieces = dict(zip(self.parameters, pieces, strict=True))
 
@@ -69,7 +70,8 @@ class GaussianSum:
         released, start, deviation = torch.empty_like(self._sum), 0, self.noise_multiplier * self.clip_norm
         for block in self._stream.normal_blocks(len(released)):
             stop = start + len(block)
-            released[start:stop] = block.mul_(deviation).add_(self._sum[start:stop]).div_(expected)
+            noise = block.mul_(deviation).to(released.device)
+            released[start:stop] = noise.add_(self._sum[start:stop]).div_(expected)
             start = stop
         self._sum.zero_()
         pieces = released.split([parameter.numel() for parameter in self.parameters])

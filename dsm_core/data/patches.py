@@ -40,6 +40,10 @@ class PatchBatch:
     annotated: Tensor
     names: tuple[str, ...]
 
+    def to(self, device: torch.device) -> PatchBatch:
+        """The same batch on a device."""
+        return PatchBatch(self.image.to(device), self.masks.to(device), self.annotated.to(device), self.names)
+
 
 def join_patches(parts: Sequence[PatchBatch]) -> PatchBatch:
     """One batch of several; a class that a part does not know is not annotated there."""

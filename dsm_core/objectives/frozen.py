@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dsm_core.config import DataConfig
 from dsm_core.data import Volume
+from dsm_core.device import placed
 from dsm_core.model import DSM, Anatomy, OrganReading, VisualPrompt
 from dsm_core.scan_reading import padded, read_organs
 from dsm_core.stages import MOVING, ORGANS, PRIOR
@@ -97,10 +98,10 @@ class FrozenMaps:
         return CaseAnatomy(image[None].half(), anatomy.to(torch.float16), OrganReading(unused, **halved))
 
     def _prompt(self, index: int) -> VisualPrompt:
-        case = self._anatomies.get(index)
-        anatomy = case.anatomy.to(torch.float32)
-        prompt = self.model.prompt_of(case.image.float(), anatomy, case.reading, self.organ_text())
-        return prompt.to(torch.float16)
+        text = self.organ_text()
+        case = placed(self._anatomies.get(index), text.device)
+        prompt = self.model.prompt_of(case.image.float(), case.anatomy.to(torch.float32), case.reading, text)
+        return placed(prompt.to(torch.float16), torch.device("cpu"))
 
 
 class _Kept(Generic[T]):

@@ -89,7 +89,7 @@ class OrgansObjective:
         queries = self._queries(batch.names)
         dropout = self._dropout(queries, len(batch.image), generator)
         output = self.model(batch.image, queries, dropout)
-        return organ_loss(output, queries, batch.masks, batch.annotated, self.text.vectors)
+        return organ_loss(output, queries, batch.masks, batch.annotated, self.text.vectors.to(batch.image.device))
 
     def model_changed(self) -> None:
         self._query_sets.clear()  # which organs are trained may have changed
@@ -104,4 +104,4 @@ class OrgansObjective:
         count, width = queries.text.shape
         keep = torch.rand(batch, count, generator=generator) >= self.config.text_only
         noise = torch.randn(batch, count, width, generator=generator) * (self.config.text_noise / width**0.5)
-        return QueryDropout(keep.to(queries.text.dtype), noise)
+        return QueryDropout(keep.to(queries.text), noise.to(queries.text))

@@ -132,7 +132,7 @@ class TumorsObjective:
             torch.cat([batch.masks, nowhere], 1),
             torch.cat([batch.annotated, batch.annotated.new_zeros(count, extra)], 1),
             answer.host.flatten(2).amax(2) < _ABSENT,
-            self.maps.text.vectors,
+            self.maps.text.vectors.to(answer.mask_logits.device),
             queries.row[queries.organs :],
         )
 
@@ -149,8 +149,8 @@ class TumorsObjective:
             if is_hidden[place]:
                 wordings = self.maps.text.wordings(queries.names[place])
                 chosen = int(torch.randint(len(wordings), (), generator=generator))
-                noise[:, place] += wordings[chosen] - queries.text[place]
-        return QueryDropout((~is_hidden).to(queries.text.dtype).expand(batch, -1), noise)
+                noise[:, place] += wordings[chosen] - queries.text[place].cpu()
+        return QueryDropout((~is_hidden).to(queries.text).expand(batch, -1), noise.to(queries.text))
 
     def _crop(self, index: int, name: str, draw: np.random.Generator) -> TumorBatch:
         prompt = self.maps.prompt(index)

@@ -19,6 +19,7 @@ from cryptography.x509.oid import AttributeOID, NameOID
 
 from strategies.deployment.errors import DeploymentError
 from strategies.deployment.files import check_owner_only, read_file
+from strategies.tls import load_key, public_der, read_certificates, validity_fault
 
 WARNING_TIME = timedelta(days=30)
 DIGEST = hashes.SHA384  # of the same strength as the curve P-384
@@ -55,10 +56,7 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """
     content = read_file(path, "a private key (PEM)")
     check_owner_only(path)
-    try:
-        key = serialization.load_pem_private_key(content, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise DeploymentError(f"{path} holds no private key that can be read without a passphrase (PEM)") from error
+    key = load_key(content, f"{path}")
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise DeploymentError(f"{path} holds another kind of key; wanted an elliptic curve key on P-384")
     return key
@@ -70,10 +68,7 @@ def read_certificate(path: Path) -> x509.Certificate:
     Raises:
         DeploymentError: no such file, or no certificate in it.
     """
-    try:
-        return x509.load_pem_x509_certificate(read_file(path, "a certificate (PEM)"))
-    except ValueError as error:
-        raise DeploymentError(f"{path} holds no certificate that can be read (PEM)") from error
+    return read_certificates(read_file(path, "a certificate (PEM)"), f"{path}")[0]
 
 
 def common_name(name: x509.Name) -> str:
@@ -84,26 +79,23 @@ def common_name(name: x509.Name) -> str:
 
 def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
     """First 32 hex digits of the SHA-256 of a public key, in groups of four: short enough to be read aloud."""
-    digest = hashlib.sha256(_public_der(key)).hexdigest()[:32]
+    digest = hashlib.sha256(public_der(key)).hexdigest()[:32]
     return " ".join(digest[at : at + 4] for at in range(0, len(digest), 4))
 
 
 def expiry_warning(what: str, certificate: x509.Certificate, remedy: str, now: datetime | None = None) -> str | None:
     """A sentence where a certificate has expired, is not valid yet or ends within 30 days; None where all is well."""
     now = now or datetime.now(UTC)
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if now > end:
-        return f"{what} expired on {end:%Y-%m-%d}; {remedy}"
-    if now < start:
-        return f"{what} is valid from {start:%Y-%m-%d %H:%M} UTC, this clock says {now:%Y-%m-%d %H:%M}; set the clock"
-    if end - now < WARNING_TIME:
+    end = certificate.not_valid_after_utc
+    fault = validity_fault(what, certificate, remedy, now)
+    if fault is None and end - now < WARNING_TIME:
         return f"{what} expires on {end:%Y-%m-%d}, in {(end - now).days} days; {remedy}"
-    return None
+    return fault
 
 
 def ownership_proof(secret: str, key: ec.EllipticCurvePublicKey) -> str:
     """What shows that a public key comes from whoever holds the kit's secret, without showing the secret."""
-    return hmac.new(bytes.fromhex(secret), _public_der(key), hashlib.sha256).hexdigest()
+    return hmac.new(bytes.fromhex(secret), public_der(key), hashlib.sha256).hexdigest()
 
 
 def signing_request(key: ec.EllipticCurvePrivateKey, site: str, secret: str) -> bytes:
@@ -146,7 +138,3 @@ def read_request(path: Path, site: str, secret: str) -> ec.EllipticCurvePublicKe
             f"have the site join with that kit, or make a new one with `dsm-server add-site {site} --again`"
         )
     return key
-
-
-def _public_der(key: ec.EllipticCurvePublicKey) -> bytes:
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -121,6 +121,7 @@ def stop_everything(place: Place, commands: Sequence[str], programs: Sequence[st
     return found + running
 
 
-def now() -> str:
-    """The time of day in front of a line of a long-running command."""
-    return time.strftime("%H:%M:%S")
+def say(words: str) -> None:
+    """A line of a long-running command, after the time of day. A full disk under its log must not end the command."""
+    with suppress(OSError):
+        print(f"{time.strftime('%H:%M:%S')} {words}", flush=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import stat
 from pathlib import Path
 
+from dsm_core.durable import replace_file
 from strategies.deployment.errors import DeploymentError
 
 OWNER_ONLY, EVERYONE_READS = 0o600, 0o644
@@ -25,25 +24,10 @@ def write_file(path: Path, content: bytes | str, mode: int = OWNER_ONLY) -> None
     Raises:
         DeploymentError: the disk is full or the folder cannot be written; the file is as it was.
     """
-    data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        # Born with its final mode: a key that is readable for a moment has been readable.
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, content.encode() if isinstance(content, str) else content, mode)
     except OSError as error:
         raise DeploymentError(f"{path} cannot be written: {error.strerror}; nothing was changed") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_file(path: Path, what: str, limit: int = 1 << 20) -> bytes:

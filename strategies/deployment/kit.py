@@ -43,7 +43,7 @@ class SiteKit:
         service: host:port of the coordinator's text-space and enrolment service.
         secret: hex digits that prove to the coordinator that a signing request was made from this kit.
         flower: Flower release of the coordinator.
-        ca: certificate of the consortium's authority, PEM.
+        ca: certificate of the consortium's authority, PEM; two while it is exchanged.
     """
 
     consortium: str
@@ -100,7 +100,7 @@ def unpack_kit(path: Path) -> SiteKit:
         if version != FORMAT:
             raise KitError(f"{path} is a kit of format {version}, wanted {FORMAT}; install the coordinator's fed-dsm")
         kit = SiteKit(**{key: str(value) for key, value in facts.items()}, ca=contents[CA].decode("ascii"))
-        authority = x509.load_pem_x509_certificate(kit.ca.encode())
+        authorities = x509.load_pem_x509_certificates(kit.ca.encode())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise KitError(f"{path}: {FACTS} or {CA} cannot be read ({type(error).__name__}); ask for a new kit") from error
     faults = [
@@ -115,7 +115,7 @@ def unpack_kit(path: Path) -> SiteKit:
     ]
     if faults:
         raise KitError(f"{path}: {', '.join(faults)}; ask for a new kit")
-    return SiteKit(**{**asdict(kit), "ca": certificate_pem(authority).decode()})
+    return SiteKit(**{**asdict(kit), "ca": b"".join(map(certificate_pem, authorities)).decode()})
 
 
 def _inflate(path: Path) -> bytes:

@@ -48,7 +48,10 @@ class Service:
 
 
 class Supervisor:
-    """Keeps services running until `stop`; those that ran before it came are left as they are."""
+    """Keeps services running until `stop`.
+
+    Those that ran before it came, as after a supervisor was killed, are left as they are while they run.
+    """
 
     def __init__(self, place: Place, services: Sequence[Service], say: Say) -> None:
         self.place, self.services, self._say = place, list(services), say
@@ -80,7 +83,10 @@ class Supervisor:
         """
         now = time.monotonic()
         for service in self.services:
-            if service.process is None or service.process.poll() is None:
+            if service.process is None:
+                self._take_over(service)
+                continue
+            if service.process.poll() is None:
                 continue
             if now >= service.due:
                 self._launch(service)
@@ -109,6 +115,13 @@ class Supervisor:
         service.log_start = log.stat().st_size if log.exists() else 0
         service.process = launch(self.place, service.program)
         service.started, service.due = time.monotonic(), math.inf
+
+    def _take_over(self, service: Service) -> None:
+        """Start anew what ran before this supervisor came, once it has ended: nobody else does."""
+        name = service.program.name
+        if running_pid(self.place, name) is None:
+            self._say(f"{name} has ended, which ran already; it is started anew")
+            self._launch(service)
 
     def _await(self, service: Service) -> None:
         began, told = time.monotonic(), False

@@ -89,7 +89,7 @@ def processes(monkeypatch):
         session.passes += 1
         return SimpleNamespace(arrays=arrays, metrics={"loss": session.passes, "num-cases": 1})
 
-    monkeypatch.setattr(porter, "site_session", lambda folder, config, text: table.sessions[table.now])
+    monkeypatch.setattr(porter, "site_session", lambda folder, config, text, device: table.sessions[table.now])
     monkeypatch.setattr(porter, "train_round", train_round)
     return table
 
@@ -152,6 +152,17 @@ def test_training_without_a_text_space_or_with_another_is_refused(folder, bank, 
     assert reply.error.code == messages.TEXT_CODE
     assert bank.hash[:12] in reply.error.reason
     assert passes(ask(context, order(bank.hash), messages.TRAIN)) == 1
+
+
+def test_the_site_s_own_device_is_used_and_named_where_it_is_not_there(folder, bank):
+    (folder.parent / "site.yaml").write_text(f"data: {folder}\ndevice: cuda:97\n")
+    context = node(folder)
+    context.node_config["site-file"] = f"{folder.parent / 'site.yaml'}"
+    deliver(context, bank)
+    reply = ask(context, order(bank.hash), messages.TRAIN)
+    assert reply.error.code == messages.FAULT_CODE
+    assert "device cuda:97 is not available here" in reply.error.reason
+    assert f"{folder.parent}" not in reply.error.reason
 
 
 def test_corrupted_text_space_is_not_kept(folder, bank, processes):

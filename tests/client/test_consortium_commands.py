@@ -192,8 +192,8 @@ def test_prediction_without_a_text_tower_asks_once_and_then_works_offline(site, 
     values[4:32, 4:26, 4:36] = 40
     scan = tmp_path / "scan.nii.gz"
     nib.save(nib.Nifti1Image(values, np.diag([4.0, 4.0, 4.0, 1.0])), scan)
-    words = [checkpoint, scan, "--query", "splenic abscess", "--query", "liver", "--device", "cpu"]
-    alone = [str(word) for word in (*words, "-o", tmp_path / "alone.nii.gz")]
+    words = [checkpoint, scan, "--query", "splenic abscess", "--query", "liver"]
+    alone = [str(word) for word in (*words, "--device", "cpu", "-o", tmp_path / "alone.nii.gz")]
 
     assert predict.main(alone) == 2
     assert "dsm-site encode" in capsys.readouterr().err
@@ -205,6 +205,13 @@ def test_prediction_without_a_text_tower_asks_once_and_then_works_offline(site, 
     masks = [np.asarray(nib.load(tmp_path / f"{name}.nii.gz").dataobj) for name in ("asked", "alone", "again")]
     assert np.array_equal(masks[0], masks[1])
     assert np.array_equal(masks[0], masks[2])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "data" / "dataset.json").write_text("{}")
+    (tmp_path / "other" / "site.yaml").write_text(f"data: {tmp_path / 'data'}\ndevice: cuda:97\n")
+    code, said = site("predict", *words, "-o", tmp_path / "never.nii.gz", folder=tmp_path / "other")
+    assert code == 2
+    assert "--device cuda:97 is not available here" in said
     code, said = site("predict", *words[:2], "--query", "polyp", "-o", tmp_path / "never.nii.gz")
     assert code == 1
     assert "nothing listens on" in said
@@ -215,19 +222,21 @@ def test_watch_tells_each_round_and_this_sites_own_reason(site, coordinator):
     run = coordinator.desk.runs / "main"
     run.mkdir()
     rounds = [
-        {"round": 1, "sites": ["north", "south"], "refused": {}, "failed": {}, "loss": 0.51234},
+        {
+            "round": 1, "sites": ["north", "south"], "refused": {}, "failed": {}, "loss": 0.51234, "stage": "organs",
+        },
         {"round": 2, "sites": [], "refused": {"north": "NaN"}, "failed": {"south": "away"}},
-    ]
+    ]  # fmt: skip
     (run / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rounds))
-    state = {"phase": "stopped", "round": 2, "rounds": 9, "alive": 0, "waiting_for": ["south"]}
+    state = {"phase": "stopped", "round": 2, "rounds": 9, "alive": 0, "waiting_for": ["south"], "stage": "prior"}
     assert len(site("watch", "main", "--no-follow")[1].splitlines()) == 2
     (run / "progress.json").write_text(json.dumps(state))
     code, said = site("watch", "main")
     assert code == 0
     assert said.splitlines() == [
-        "round 1: loss 0.5123, 2 sites (north, south)",
+        "round 1 (organs): loss 0.5123, 2 sites (north, south)",
         "round 2: 0 sites (); north: NaN; south: no usable update",
-        "round 2 of 9, stopped: waiting for south",
+        "round 2 of 9 (prior), stopped: waiting for south",
     ]
 
 

@@ -27,6 +27,17 @@ def test_code_of_the_coordinator_is_not_run_unless_the_site_says_so(folder):
     assert read(folder, "data: data\ncode: any").code == "any"
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1", "auto"])
+def test_the_site_chooses_its_device(folder, device):
+    assert read(folder, f"data: data\ndevice: {device}").device == device
+
+
+@pytest.mark.parametrize("device", ["tpu", "'cuda:'", "[cpu]", "3", "cpu:0;rm"])
+def test_what_is_no_device_is_named(folder, device):
+    with pytest.raises(SiteFileError, match=r"device: found .* wanted cpu, cuda, cuda:N or auto"):
+        read(folder, f"data: data\ndevice: {device}")
+
+
 def test_a_deleted_line_forbids(folder):
     assert read(folder, "data: data\nleaves:\n  - loss\n").leaves == {"loss"}
     assert read(folder, "data: data\nleaves:\n").leaves == set()

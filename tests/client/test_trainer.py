@@ -1,5 +1,7 @@
 """Local training: only the site's own class rows move, and a round can be repeated bit for bit."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,21 @@ class Balls:
         image = torch.from_numpy(generator.normal(0.3, 0.05, (batch, 1, 16, 16, 16)).astype(np.float32))
         image[:, :, 4:12, 4:12, 4:12] += 0.5
         return PatchBatch(image, image > 0.6, torch.ones(batch, 1, dtype=torch.bool), ("liver",))
+
+
+@pytest.mark.gpu
+def test_two_rounds_on_cuda_are_two_rounds_on_the_cpu(trainer: Trainer) -> None:
+    on_cuda = Trainer(copy.deepcopy(trainer.model).to("cuda"), trainer.text, trainer.config, trainer.labelled)
+    assert on_cuda.device.type == "cuda"
+    before, after = trainer.arrays(), []
+    for each in (trainer, on_cuda):
+        for round in (1, 2):
+            each.load_moments(each.moments(), steps=2 * (round - 1))  # as moments that travelled
+            each.steps(Balls(), 2, 1e-3, StepSeed(0, "north", round))
+        assert each.moments().keys() == trainer.moments().keys()
+        after.append(np.concatenate([each.arrays()[name].ravel() for name in before]))
+    start = np.concatenate([array.ravel() for array in before.values()])
+    assert np.linalg.norm(after[1] - after[0]) < 0.05 * np.linalg.norm(after[0] - start)
 
 
 @pytest.fixture

@@ -7,9 +7,13 @@ import sys
 import time
 
 import pytest
+from flwr.proto.control_pb2 import ListRunsRequest
 
 from dsm_core.config import PhantomConfig
+from server.consortium import load_consortium
+from server.control import open_control
 from simulations.sites import generate_sites
+from strategies.deployment.processes import Place, running_pid
 
 pytestmark = [
     pytest.mark.slow,
@@ -99,6 +103,30 @@ def test_a_run_completes_although_the_superlink_and_a_supernode_are_killed(train
     after = status_of(training)
     assert after["processes"]["superlink"] not in (None, before)
     assert {site["site"]: site["connection"] for site in after["sites"]} == dict.fromkeys(SITES, "online")
+
+
+def test_a_run_whose_command_was_killed_goes_on_where_it_was(training):
+    training.done(training.server("start", *KEYS, "name=resumed", "--detach"))
+    log = training.folder / "consortium" / "logs" / "run.log"
+    wait_for(lambda: history_of(training, "resumed"), log)
+    os.kill(running_pid(Place(training.folder / "consortium"), "run"), signal.SIGKILL)
+    assert "go on with it: --resume" in training.refused(training.server("start", *KEYS, "name=resumed"))
+    said = training.done(training.server("start", "--resume"))
+    assert "was left to itself and is stopped" in said
+    assert [record["round"] for record in history_of(training, "resumed")] == [1, 2, 3]
+    assert "round 1:" not in said
+    assert has_checkpoint(training, "resumed")
+    assert "0 runs in" in training.refused(training.server("start", "--resume"))
+
+
+def test_what_sites_are_told_of_a_run_names_no_place_of_the_coordinator(training):
+    with open_control(load_consortium(training.folder / "consortium")) as control:
+        runs = control.client.ListRuns(ListRunsRequest()).run_dict.values()
+        told = [run.SerializeToString() for run in runs]
+    assert told
+    for content in told:
+        assert f"{training.folder}".encode() not in content
+        assert b"rounds" not in content
 
 
 def wait_for(condition, log):

@@ -59,6 +59,15 @@ def test_a_site_connects_through_the_proxy(consortium, empty_data):
     assert status["processes"]["proxy"]
 
 
+def test_plain_text_is_refused_with_the_reason(consortium):
+    connection = http.client.HTTPConnection("127.0.0.1", consortium.port, timeout=60)
+    connection.request("POST", "/v1/fleet/pull-messages")
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert b"plain HTTP request was sent to HTTPS port" in answer.read()
+    connection.close()
+
+
 def test_control_answers_on_loopback_and_not_outside(consortium, ask):
     with open_control(load_consortium(consortium.folder / "consortium")) as control:
         control.nodes()

@@ -12,13 +12,17 @@ import urllib.request
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 
+import grpc
 import pytest
 
 from client.membership import load_site
 from client.services import explain, site_services
 from client.site_file import read_site_file
+from server.authority import Authority
 from server.consortium import load_consortium
-from strategies.deployment.certificates import certificate_pem, read_key
+from strategies.deployment.certificates import certificate_pem, key_pem, new_key, read_key
+from strategies.proto import consortium_pb2 as wire
+from strategies.proto.consortium_pb2_grpc import ConsortiumStub
 
 pytestmark = [
     pytest.mark.slow,
@@ -98,6 +102,33 @@ def test_a_client_that_speaks_plain_text_gets_no_answer(consortium):
         except ConnectionResetError:
             answer = b""
     assert b"HTTP" not in answer
+
+
+LONG_AGO = datetime.now(UTC) - timedelta(days=398)
+HANDSHAKES = {
+    "plain text": (None, None, "WRONG_VERSION_NUMBER"),
+    "another authority": (lambda own: Authority.create("other"), None, "unable to get local issuer certificate"),
+    "expired": (lambda own: own, LONG_AGO, "certificate has expired"),
+}
+
+
+@pytest.mark.parametrize("client", HANDSHAKES)
+def test_the_service_answers_no_stranger_and_its_log_says_why(consortium, client):
+    made = load_consortium(consortium.folder / "consortium")
+    signer, since, reason = HANDSHAKES[client]
+    address, log = f"127.0.0.1:{made.service_port}", consortium.folder / "consortium" / "logs" / "text-service.log"
+    before = log.read_text().count(reason)
+    if signer is None:
+        channel = grpc.insecure_channel(address)
+    else:
+        key = new_key()
+        certificate = certificate_pem(signer(made.authority()).issue_site("north", key.public_key(), since))
+        own = grpc.ssl_channel_credentials(made.ca_certificate.read_bytes(), key_pem(key), certificate)
+        channel = grpc.secure_channel(address, own)
+    with channel, pytest.raises(grpc.RpcError) as refused:
+        ConsortiumStub(channel).About(wire.AboutRequest(), timeout=30)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert log.read_text().count(reason) > before
 
 
 def test_a_client_without_a_key_is_refused(consortium):

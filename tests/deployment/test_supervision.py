@@ -102,6 +102,23 @@ def test_a_service_that_runs_already_is_left_as_it_is(supervise, tmp_path):
     assert running_pid(Place(tmp_path), "one") == first.services[0].process.pid
 
 
+def test_what_an_earlier_supervisor_left_running_is_started_again_when_it_ends(supervise, tmp_path):
+    first = supervise(service(SLEEPS))
+    first.start()
+    second = supervise(service(SLEEPS))
+    second.start()
+    second.tend()
+    orphan = first.services[0].process
+    assert running_pid(Place(tmp_path), "one") == orphan.pid
+    orphan.kill()
+    orphan.wait()
+    tend_until(second, lambda: running_pid(Place(tmp_path), "one") not in (None, orphan.pid))
+    assert second.said[-1] == "one has ended, which ran already; it is started anew"
+    first.services.clear()
+    second.stop()
+    assert running_pid(Place(tmp_path), "one") is None
+
+
 def test_a_refusal_that_passes_by_itself_is_waited_out(supervise, tmp_path, monkeypatch):
     monkeypatch.setattr(supervision, "PAUSE_AT_START_S", 0.05)
     count = f"open({str(tmp_path / 'tries')!r}, 'a+')"

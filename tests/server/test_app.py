@@ -1,12 +1,14 @@
 """The whole federation in process with an imitated training pass: enrolment, rounds, checkpoint, and honest failure."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from flwr.common.serde import recorddict_to_proto, user_config_to_proto
 
 import client.app as site_app
 from client.text_client import ConsortiumClient
@@ -15,10 +17,13 @@ from dsm_core.config import ConfigError
 from dsm_core.stages import MOVING
 from server.app import app
 from server.banks import Banks
+from server.consortium import NODE_NAMES
 from server.enrolment import ContractConflict
 from server.rounds import RoundError
 from server.run import run_federation
+from server.run_config import HOME, OVERRIDES, leave_order
 from simulations.grid import run_in_process
+from strategies import messages
 from strategies.audit import AuditLog
 
 
@@ -53,7 +58,7 @@ def training(monkeypatch):
         moved = {name: array + np.float32(change[session.site]) for name, array in moving.items()}
         return SimpleNamespace(arrays=moved, metrics={"loss": 1.0 / order.round, "num-cases": 1})
 
-    def site_session(folder, config, text):
+    def site_session(folder, config, text, device):
         nothing = {
             "begin": lambda stage: None,
             "optimizer_arrays": dict,
@@ -66,10 +71,34 @@ def training(monkeypatch):
     return change
 
 
-def run(sites, out, *further, consortium=""):
-    words = f"rounds=2 prior.rounds=0 tumors.rounds=0 sites={len(sites)} text.encoder=offline name=trial 'out={out}' "
-    overrides = words + " ".join(further)
-    return run_in_process(app, site_app.app, sites, {"overrides": overrides, "consortium-dir": f"{consortium}"})
+def words_of(sites, out, *further):
+    return [
+        "rounds=2",
+        "prior.rounds=0",
+        "tumors.rounds=0",
+        f"sites={len(sites)}",
+        "text.encoder=offline",
+        "name=trial",
+        f"out={out}",
+        *further,
+    ]
+
+
+def run(sites, out, *further):
+    return run_in_process(app, site_app.app, sites, {OVERRIDES: shlex.join(words_of(sites, out, *further))})
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A consortium's folder, known to the ServerApp by its environment; every node is registered by its folder."""
+    (tmp_path / "consortium" / "flower").mkdir(parents=True)
+    monkeypatch.setenv(HOME, f"{tmp_path / 'consortium'}")
+    return tmp_path / "consortium"
+
+
+def run_deployed(home, sites, out, *further, client_app=site_app.app):
+    (home / NODE_NAMES).write_text(json.dumps({f"{node}": site.name for node, site in enumerate(sites, 2)}))
+    return run_in_process(app, client_app, sites, leave_order(home, words_of(sites, out, *further)))
 
 
 def test_run_leaves_history_and_checkpoint(sites, training, tmp_path):
@@ -97,10 +126,28 @@ def audit_of(folder):
     return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
 
 
-def test_run_of_a_consortium_leaves_an_audit_log_and_its_text_space(sites, training, tmp_path):
+def test_nothing_that_a_site_receives_names_a_place_of_the_coordinator(home, sites, training, tmp_path):
+    received = []
+
+    def listening(message, context):
+        config = b"".join(value.SerializeToString() for value in user_config_to_proto(context.run_config).values())
+        received.append(
+            (message.metadata.message_type, config + recorddict_to_proto(message.content).SerializeToString())
+        )
+        return site_app.app(message, context)
+
+    secret = tmp_path / "secret place"
+    run_deployed(home, sites, secret, client_app=listening)
+    assert (secret / "trial" / "checkpoints" / "last").is_dir()
+    assert {kind for kind, _ in received} == {messages.ENROL, messages.TEXT, messages.TRAIN}
+    for kind, content in received:
+        for place in (f"{tmp_path}", "secret place", "consortium", "trial"):
+            assert place.encode() not in content, kind
+
+
+def test_run_of_a_consortium_leaves_an_audit_log_and_its_text_space(home, sites, training, tmp_path):
     training["south"] = np.nan
-    home = tmp_path / "consortium"
-    run(sites, tmp_path, "server.quorum=0.5", consortium=home)
+    run_deployed(home, sites, tmp_path, "server.quorum=0.5")
     assert AuditLog(home / "audit.jsonl").verify().is_intact
     began, *rounds = audit_of(home)
     assert began["facts"]["contracts"] == {"north": {"liver": 1}, "south": {"liver": 1, "spleen": 1}}
@@ -114,11 +161,11 @@ def test_run_of_a_consortium_leaves_an_audit_log_and_its_text_space(sites, train
     assert all(record["facts"]["bytes"] > 1000 for record in rounds)
 
 
-def test_run_that_cannot_begin_is_in_the_audit_log(sites, training, tmp_path):
+def test_run_that_cannot_begin_is_in_the_audit_log(home, sites, training, tmp_path):
     sites.append(make_site(tmp_path, "east", ["liver"], {"liver": {"kind": "lesion"}}))
     with pytest.raises(ContractConflict):
-        run(sites, tmp_path, consortium=tmp_path / "consortium")
-    (record,) = audit_of(tmp_path / "consortium")
+        run_deployed(home, sites, tmp_path)
+    (record,) = audit_of(home)
     assert record["event"] == "failed"
     assert "lesion at east" in record["facts"]["reason"]
 
@@ -146,7 +193,7 @@ def test_run_that_stopped_below_quorum_goes_on_and_ends_as_if_it_had_not(sites, 
     whole = tmp_path / "whole" / "trial"
     assert not (whole / "state").exists()
     calls = failing_in(3, monkeypatch)
-    with pytest.raises(RoundError, match=r"round 3: 0 of 2 sites .*north: OSError at the site.*south: OSError"):
+    with pytest.raises(RoundError, match=r"round 3: 0 of 2 sites .*north: OSError .*at the site.*south: OSError"):
         run(sites, tmp_path / "broken", "rounds=4")
     broken = tmp_path / "broken" / "trial"
     assert json.loads((broken / "progress.json").read_text())["phase"] == "stopped"
@@ -201,7 +248,15 @@ def test_class_that_a_newcomer_brings_is_served_before_its_first_round_and_fetch
 ):
     """The service reads the consortium's folder, as the one does that `dsm-server start` runs in another process."""
     seen, good = {}, site_app.train_round
-    words = ["rounds=3", "sites=2", "text.encoder=offline", "name=trial", f"out={tmp_path}"]
+    words = [
+        "rounds=3",
+        "prior.rounds=0",
+        "tumors.rounds=0",
+        "sites=2",
+        "text.encoder=offline",
+        "name=trial",
+        f"out={tmp_path}",
+    ]
     home = coordinator.desk.banks.folder.parent
     sites.append(make_site(tmp_path, "east", ["pancreas"]))
 

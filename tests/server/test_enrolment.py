@@ -23,7 +23,7 @@ EAST = LabelContract(
 )
 
 
-def enrolled(*answers, timeout_s=5.0, names=None):
+def enrolled(*answers, timeout_s=5.0, names=None, on_answer=lambda *_: None):
     app = ClientApp()
 
     @app.query("enrol")
@@ -39,7 +39,8 @@ def enrolled(*answers, timeout_s=5.0, names=None):
 
     def serve(grid, context):
         nodes = wait_for_sites(grid, len(answers), 1.0)
-        return enrol(grid, nodes, timeout_s, names=dict(zip(nodes, names, strict=True)) if names else None)
+        by_node = dict(zip(nodes, names, strict=True)) if names else None
+        return enrol(grid, nodes, timeout_s, names=by_node, on_answer=on_answer)
 
     return run_in_process(serve, app, [f"{i}" for i in range(len(answers))], threads=4)
 
@@ -76,6 +77,21 @@ def test_all_faults_at_once():
     assert "3 faults in the site's data folder" in text
     assert "not a label contract" in text
     assert "no answer within 0.5 s" in text
+
+
+def test_registered_sites_are_called_by_their_names_not_by_numbers():
+    answered = []
+    with pytest.raises(FederationError) as error:
+        enrolled(
+            *(NORTH, "disk full", 1.0),
+            timeout_s=0.5,
+            names=("north", "south", "east"),
+            on_answer=lambda *answer: answered.append(answer),
+        )
+    assert "south: disk full" in str(error.value)
+    assert "east: no answer within 0.5 s, though it is connected" in str(error.value)
+    assert "node " not in str(error.value)
+    assert sorted(answered) == [("north", ""), ("south", "disk full")]
 
 
 @pytest.mark.parametrize(("minimum", "reason"), [(3, "2 of 3 sites connected within 0.1 s"), (0, "at least 1 site")])

@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 def rounds_with(
     behave, rounds=2, sites=SITES, state=None, on_round=None, offline=(), waiting=None, contracts=None, start=REFERENCE,
-    stop=None, prior=ORGANS_ONLY["prior"], tumors=ORGANS_ONLY["tumors"], **server,
+    threads=2, stop=None, prior=ORGANS_ONLY["prior"], tumors=ORGANS_ONLY["tumors"], **server,
 ):  # fmt: skip
     """Run rounds in which site `i` answers `behave(site, request)`: an array to add, or an exception to send."""
     app = ClientApp()
@@ -81,7 +81,7 @@ def rounds_with(
         except Stopped:
             return reached[-1]
 
-    return run_in_process(serve, app, list(sites), threads=2)
+    return run_in_process(serve, app, list(sites), threads=threads)
 
 
 def test_every_round_is_reported_and_rows_nobody_labels_stay():
@@ -131,9 +131,25 @@ def test_silent_site_is_named_at_the_deadline():
         return 1.0
 
     state = rounds_with(behave, rounds=1, round_timeout_s=0.4)
-    assert state.history[0]["failed"] == {"north": "no answer within 0.4 s"}
+    (reason,) = state.history[0]["failed"].values()
+    assert reason.startswith("no answer within 0.4 s, though it is connected: slower than server.round_timeout_s")
     assert 0.3 < state.history[0]["seconds"] < 1.9
     assert state.history[0]["sites"] == ["east", "south", "west"]
+
+
+def test_site_that_is_cut_off_in_a_round_is_told_from_a_slow_one():
+    gone = set()
+
+    def behave(site, *_):
+        if site in ("north", "south"):
+            if site == "north":
+                gone.add(site)
+            time.sleep(1.5)
+        return 1.0
+
+    state = rounds_with(behave, rounds=1, round_timeout_s=0.6, threads=4, offline=lambda: gone)
+    assert state.history[0]["failed"]["north"] == "no answer within 0.6 s: its connection was lost"
+    assert "though it is connected" in state.history[0]["failed"]["south"]
 
 
 def test_late_answer_does_not_enter_the_next_round():
@@ -144,7 +160,7 @@ def test_late_answer_does_not_enter_the_next_round():
         return 1.0
 
     state = rounds_with(behave, rounds=2, round_timeout_s=1.0)
-    assert state.history[0]["failed"] == {"north": "no answer within 1 s"}
+    assert list(state.history[0]["failed"]) == ["north"]
     assert state.history[1]["sites"] == list(SITES)
     np.testing.assert_array_equal(state.arrays["encoder.weight"], np.full(4, 2, np.float32))
 

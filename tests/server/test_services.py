@@ -5,6 +5,7 @@ import pytest
 from server import nginx
 from server.consortium import Consortium
 from server.nginx import proxy_configuration
+from server.run_config import HOME
 from server.services import NAMES, coordinator_services
 from strategies.deployment.errors import DeploymentError
 
@@ -43,6 +44,11 @@ def test_superlink_survives_and_runs_no_app_itself(consortium):
     assert value(superlink, "--isolation") == "process"
     assert "--disable-runtime-dependency-installation" in superlink.command
     assert superlink.environment["FLWR_TELEMETRY_ENABLED"] == "0"
+
+
+def test_only_what_starts_the_server_app_is_told_the_folder(consortium):
+    told = {name: program.environment.get(HOME) for name, program in programs(consortium).items()}
+    assert told == {**dict.fromkeys(NAMES), "superexec": f"{consortium.folder}"}
 
 
 def test_every_program_has_its_turn_in_the_end(consortium):

@@ -1,14 +1,21 @@
 """A run begins when its sites are there, and every wait ends with the names of those that are not."""
 
+import json
+import time
 from dataclasses import dataclass, field
 
 import pytest
 
+from dsm_core.config import Config
 from server import submission
-from server.consortium import ACCEPTED, Consortium, SiteRecord, create_consortium
+from server.consortium import ACCEPTED, Consortium, SiteRecord
 from server.control import ControlFault, Node
-from server.submission import Order, RunFault, make_order, run_to_the_end
-from strategies.deployment.errors import DeploymentError
+from server.founding import create_consortium
+from server.orders import Order
+from server.resume import remember_config
+from server.run_config import ORDER, OVERRIDES
+from server.submission import RunFault, run_to_the_end
+from server.waiting import Waiting, read_progress
 
 HISTORY = '{"round": 1, "loss": 0.5, "seconds": 2.0, "sites": ["north"], "refused": {}, "failed": {"south": "late"}}\n'
 
@@ -30,6 +37,7 @@ class FakeControl:
     statuses: list = field(default_factory=lambda: [("running", ""), ("finished:completed", "")])
     submitted: list = field(default_factory=list)
     stopped: list = field(default_factory=list)
+    left: list = field(default_factory=list)
 
     def nodes(self):
         names = enumerate(("north", "south"), 1)
@@ -44,6 +52,9 @@ class FakeControl:
         if isinstance(status, Exception):
             raise status
         return status
+
+    def unfinished_runs(self):
+        return self.left
 
     def stop_run(self, run):
         self.stopped.append(run)
@@ -68,42 +79,45 @@ def run(consortium, tmp_path, monkeypatch):
     return start
 
 
-def test_an_order_is_filled_in_for_the_accepted_sites(consortium):
-    order = make_order(consortium, ["rounds=3", "name=first"], None, 60)
-    assert order.sites == 2
-    assert order.folder == consortium.folder / "runs" / "first"
-    assert {"rounds=3", "sites=2", f"out={consortium.folder / 'runs'}"} <= set(order.overrides)
-
-
-@pytest.mark.parametrize(
-    ("keys", "sites", "reason"),
-    [
-        ([], 3, "3 sites are wanted and 2 have been accepted"),
-        ([], 0, "0 sites are wanted"),
-        (["round=3"], None, "round"),
-        (["rounds=0"], None, "rounds wants at least 1"),
-    ],
-)
-def test_an_order_that_cannot_be_is_refused_before_anything_starts(consortium, keys, sites, reason):
-    with pytest.raises(DeploymentError, match=reason):
-        make_order(consortium, keys, sites, 60)
-
-
-def test_the_folder_of_another_run_is_not_overwritten(consortium):
-    (consortium.folder / "runs" / "first").mkdir(parents=True)
-    with pytest.raises(DeploymentError, match="holds another run; choose another name"):
-        make_order(consortium, ["name=first"], None, 60)
-
-
-def test_a_run_is_submitted_and_its_rounds_are_told(run, tmp_path):
+def test_a_run_is_submitted_and_its_words_stay_here(run, consortium, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "history.jsonl").write_text(HISTORY)
     control = FakeControl()
     folder, said = run(control)
     assert folder == tmp_path / "run"
-    assert "round 1: loss 0.5, 2.0 s, north; south: late" in said
-    assert control.submitted[0]["overrides"] == "rounds=1"
+    assert said == ["run 7 of 2 sites; results go to " + f"{folder}"]  # that round was done before this run
+    (sent,) = control.submitted
+    order = json.loads(consortium.folder.joinpath("flower", "order.json").read_text())
+    assert (sent[OVERRIDES], order["order"], order["overrides"]) == ("", sent[ORDER], ["rounds=1"])
     assert control.stopped == []
+
+
+def test_rounds_are_told_once_also_when_a_resumed_run_takes_one_back(run, tmp_path):
+    history = tmp_path / "run" / "history.jsonl"
+    history.parent.mkdir()
+    history.write_text(HISTORY + HISTORY.replace(": 1,", ": 2,"))
+    again = HISTORY.replace(": 1,", ": 2,").replace("0.5", "0.25")
+    _, said = run(FakeControl(), tend=lambda: history.write_text(HISTORY + again))
+    assert [words for words in said if words.startswith("round")] == ["round 2: loss 0.25, 2.0 s, north; south: late"]
+
+
+def test_a_long_round_tells_for_whom_it_waits(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(submission, "LINE_EVERY_S", 0.0)
+    (tmp_path / "run").mkdir()
+    progress = {"phase": "training", "round": 3, "waiting_for": ["north"], "since": time.time() - 41, "deadline_s": 600}
+    (tmp_path / "run" / "progress.json").write_text(json.dumps(progress))
+    _, said = run(FakeControl())
+    assert "round 3: waiting for north (41 s of 600 s)" in said
+    (tmp_path / "run" / "progress.json").write_text(json.dumps(progress | {"phase": "finished", "waiting_for": []}))
+    _, said = run(FakeControl())
+    assert not any("waiting" in words for words in said)
+
+
+def test_a_run_that_its_killed_command_left_behind_is_stopped_before_another_begins(run):
+    control = FakeControl(left=[5])
+    _, said = run(control)
+    assert control.stopped == [5]
+    assert "run 5 was left to itself and is stopped" in said
 
 
 def test_sites_that_do_not_connect_are_named_and_no_run_begins(run):
@@ -113,9 +127,32 @@ def test_sites_that_do_not_connect_are_named_and_no_run_begins(run):
     assert control.submitted == []
 
 
-def test_a_failed_run_is_an_error_with_flower_s_reason(run):
-    with pytest.raises(RunFault, match="run 7 is finished:failed below quorum"):
+def test_a_failed_run_is_an_error_with_flower_s_reason_and_the_way_on(run, tmp_path):
+    with pytest.raises(RunFault, match=r"run 7 is finished:failed: below quorum$"):
         run(FakeControl(statuses=[("finished:failed", "below quorum")]))
+    (tmp_path / "run").mkdir()
+    remember_config(tmp_path / "run", Config())
+    with pytest.raises(RunFault, match="below quorum; `dsm-server start --resume name=run` goes on with it"):
+        run(FakeControl(statuses=[("finished:failed", "below quorum")]))
+
+
+def test_a_run_whose_process_vanished_is_marked_and_how_it_goes_on_is_told(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    remember_config(tmp_path / "run", Config())
+    waiting = Waiting(tmp_path / "run")
+    waiting.begin("training", 2, 3, ["north"], 60)
+    vanished = FakeControl(statuses=[("finished:failed", "No heartbeat received from the task")])
+    with pytest.raises(RunFault, match=r"its process ended without a word: .* `dsm-server start --resume name=run`"):
+        run(vanished)
+    assert read_progress(tmp_path / "run")["phase"] == "stopped"
+    assert "killed, or out of memory" in read_progress(tmp_path / "run")["reason"]
+
+
+def test_why_a_run_stopped_is_told_in_its_own_words(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    Waiting(tmp_path / "run").end("stopped", "round 2: 0 of 2 sites")
+    with pytest.raises(RunFault, match=r"run 7 is finished:failed: round 2: 0 of 2 sites$"):
+        run(FakeControl(statuses=[("finished:failed", "Unhandled exception")]))
 
 
 def test_a_superlink_that_is_started_anew_is_waited_for(run):

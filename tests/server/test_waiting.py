@@ -5,7 +5,7 @@ import json
 import pytest
 
 from server import waiting as module
-from server.waiting import Waiting, mark_finished, read_progress
+from server.waiting import Waiting, mark_finished, mark_stopped, read_progress
 
 
 @pytest.fixture
@@ -67,3 +67,17 @@ def test_what_cannot_be_written_or_read_stops_nothing(tmp_path):
     assert read_progress(tmp_path) == {}
     (tmp_path / "progress.json").write_text(json.dumps([1]))
     assert read_progress(tmp_path) == {}
+
+
+def test_run_whose_process_is_gone_is_marked_with_what_it_said_itself_if_anything(tmp_path):
+    assert mark_stopped(tmp_path, "killed") == "killed"
+    assert read_progress(tmp_path) == {}
+    waiting = Waiting(tmp_path)
+    waiting.begin("training", 2, 5, ["a"], 60)
+    assert mark_stopped(tmp_path, "killed") == "killed"
+    assert (read_progress(tmp_path)["phase"], read_progress(tmp_path)["reason"]) == ("stopped", "killed")
+    waiting.end("stopped", "below quorum")
+    assert mark_stopped(tmp_path, "killed") == "below quorum"
+    mark_finished(tmp_path)
+    mark_stopped(tmp_path, "killed")
+    assert read_progress(tmp_path)["phase"] == "finished"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from server.run_table import headline, run_table, site_rows
 from server.waiting import Waiting
-from server.watch import add_commands, headline, run_table, site_rows
+from server.watch import Log, Screen, add_commands
 
 RECORDS = [
     {
@@ -55,7 +57,10 @@ def test_simulations_list_of_refusals_is_read_too():
 
 def test_headline_says_how_long_it_waits_and_when_nobody_seems_alive():
     assert headline(PROGRESS, RECORDS, 1041.0) == "federated: round 3 of 3, training (41 s of 60 s), loss 1.250"
-    assert "no sign of life for 90 s: if its process is gone, go on with resume" in headline(PROGRESS, RECORDS, 1100.0)
+    silent = "no sign of life for 90 s: if its process is gone, go on with `dsm-server start --resume`"
+    assert silent in headline(PROGRESS, RECORDS, 1100.0)
+    staged = headline(PROGRESS | {"stage": "prior"}, RECORDS, 1041.0)
+    assert staged == "federated: round 3 of 3 (prior), training (41 s of 60 s), loss 1.250"
     stopped = PROGRESS | {"phase": "stopped", "reason": "round 3: 0 of 3 sites"}
     assert headline(stopped, RECORDS, 9999.0) == "federated: round 3 of 3, stopped, loss 1.250, round 3: 0 of 3 sites"
 
@@ -105,15 +110,56 @@ def test_every_change_is_a_line_until_the_run_ends(tmp_path, capsys, monkeypatch
     assert len(lines) == len(set(lines))
 
 
+def test_a_long_wait_is_told_again_and_names_who_is_left(capsys, monkeypatch):
+    clock = [500.0]
+    monkeypatch.setattr("server.watch.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("server.watch.time.time", lambda: 1000.0 + clock[0] - 500.0)
+    log = Log()
+    for _ in range(4):
+        log.show(PROGRESS | {"alive": 1000.0 + clock[0] - 500.0}, RECORDS)
+        clock[0] += 15
+    told = [line for line in capsys.readouterr().out.splitlines() if "of 60 s" in line]
+    assert told == ["federated: round 3: waiting for b (30 s of 60 s)"]
+
+
+def test_a_run_whose_process_is_gone_says_so_once(capsys, monkeypatch):
+    log = Log()
+    for now in (1040.0, 1071.0, 1100.0):
+        monkeypatch.setattr("server.watch.time.time", lambda now=now: now)
+        log.show(PROGRESS, RECORDS)
+    told = [line for line in capsys.readouterr().out.splitlines() if "sign of life" in line]
+    assert len(told) == 1
+    assert told[0].startswith("federated: round 3: no sign of life for 61 s: if its process is gone, go on with")
+
+
+@pytest.mark.parametrize("phase", ["enrolling", "connecting"])
+def test_a_wait_before_training_has_its_rows_too(phase):
+    rows = site_rows(PROGRESS | {"phase": phase}, [])
+    assert {site: row.now for site, row in rows.items()} == {"a": "has answered", "b": "awaited"}
+
+
 def test_terminal_is_drawn_in_place(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("server.watch.POLL_S", 0.02)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("server.watch.shutil.get_terminal_size", lambda: os.terminal_size((300, 24)))
     (tmp_path / "progress.json").write_text(json.dumps(PROGRESS))
     write_history(tmp_path)
     ends = threading.Timer(0.2, lambda: Waiting(tmp_path).end("finished"))
     ends.start()
     assert watch(tmp_path) == 0
     assert "\x1b[5F\x1b[J" in capsys.readouterr().out
+
+
+def test_narrow_terminal_hides_nothing(capsys, monkeypatch):
+    monkeypatch.setattr("server.watch.shutil.get_terminal_size", lambda: os.terminal_size((40, 24)))
+    monkeypatch.setattr("server.watch.time.time", lambda: 1100.0)
+    screen = Screen()
+    screen.show(PROGRESS, RECORDS)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) < 40 for line in lines)
+    assert "resume=RUN_DIR" in " ".join(line.strip() for line in lines)
+    screen.show(PROGRESS, RECORDS)
+    assert f"\x1b[{len(lines)}F" in capsys.readouterr().out
 
 
 def test_watching_does_not_load_the_model():

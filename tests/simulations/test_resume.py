@@ -3,9 +3,12 @@
 Each life of a run is a process of its own, forked so that nothing is imported twice, and killed with SIGKILL.
 """
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -33,6 +36,7 @@ def start(words):
     if process == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(f"{Path(words[-1].partition('=')[2]).name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)  # pytest's own would take what is said here
         code = 99
         try:
             code = main(words)
@@ -54,14 +58,22 @@ def rounds_in(run, method="federated"):
         return 0
 
 
-def kill_after(words, run, rounds, pause_s, method="federated"):
-    """Start a life and kill it some time after so many rounds of a method; False where it had ended by itself."""
-    process, deadline = start(words), time.monotonic() + DEADLINE_S
+def wait_for_rounds(process, run, rounds, method="federated"):
+    """Wait for so many rounds of a method; False where the process has ended before."""
+    deadline = time.monotonic() + DEADLINE_S
     while not (run / "state" / "config.json").exists() or rounds_in(run, method) < rounds:
         assert time.monotonic() < deadline, f"round {rounds} was not reached in {DEADLINE_S:g} s"
         if os.waitpid(process, os.WNOHANG)[0]:
             return False
         time.sleep(0.005)
+    return True
+
+
+def kill_after(words, run, rounds, pause_s, method="federated"):
+    """Start a life and kill it some time after so many rounds of a method; False where it had ended by itself."""
+    process = start(words)
+    if not wait_for_rounds(process, run, rounds, method):
+        return False
     time.sleep(pause_s)
     os.kill(process, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
@@ -136,6 +148,31 @@ def test_moments_kept_at_the_sites_go_on_bit_for_bit_too(out):
         assert {method: methods.count(method) for method in sorted(set(methods))} == {
             "federated": ROUNDS, "fedavg": ROUNDS, "local": 2 * ROUNDS, "pooled": 2 * ROUNDS,
         }  # fmt: skip
+
+
+def test_full_disk_stops_a_run_in_words_and_once_there_is_room_it_goes_on_bit_for_bit(out, whole):
+    disk = out / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", f"{disk}"]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may mount no disk of its own, so none can be filled")
+    try:
+        run, filler = disk / "full", disk / "filler"
+        process = start([*SMALL, "compare=none", f"out={disk}", "name=full"])
+        assert wait_for_rounds(process, run, 2)
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
+        said = (out / "full.err").read_text()
+        assert "dsm-simulate: the run failed: " in said
+        assert "No space left on device" in said
+        assert "Traceback" not in said
+        filler.unlink()
+        assert live([f"resume={run}"]) == 0, said[-2000:]
+        assert results(run) == results(whole[0])
+    finally:
+        subprocess.run(["umount", "--lazy", f"{disk}"], check=True)
 
 
 def test_run_that_is_finished_or_given_another_configuration_is_not_gone_on_with(out, whole, capsys):

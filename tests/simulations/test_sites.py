@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -194,3 +195,8 @@ def test_sites_may_be_told_what_to_label(tmp_path):
     assert (tmp_path / "recipe.json").stat().st_mtime_ns == stamp
     generate_sites(tmp_path, 2, TINY, seed=0)
     assert (tmp_path / "recipe.json").stat().st_mtime_ns > stamp
+
+
+def test_sites_with_contrast_agent_keep_the_recipe_they_had_before_there_was_a_choice():
+    assert "contrast" not in phantom_recipe(TINY)
+    assert phantom_recipe(replace(TINY, contrast="native"))["contrast"] == "native"

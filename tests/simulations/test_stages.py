@@ -138,7 +138,35 @@ def test_every_site_failing_ends_the_program_with_an_error(
     assert main([*SMALL, f"sites_dir={tmp_path / 'sites'}", f"out={tmp_path / 'runs'}", "name=lost"]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dsm-simulate:")][-1]
     assert "round 1: 0 of 2 sites" in said
-    assert "east: OSError at the site" in said
+    assert "east: OSError (No space left on device) at the site" in said
     assert "doe" not in said
     assert json.loads((tmp_path / "runs/lost/run.json").read_text())["finished"] is False
     assert not (tmp_path / "runs/lost/report.html").exists()
+
+
+def test_run_starts_from_the_checkpoint_of_another_and_zero_rounds_score_it_alone(out: Path) -> None:
+    public = out / "tiny" / "checkpoints" / "last"
+    words = [f"out={out}", f"start={public}", "compare=none", "overlays=0"]
+    assert main([*SMALL, *words, "name=alone", "rounds=0", "prior.rounds=0", "tumors.rounds=0"]) == 0
+    weights = "checkpoints/last/model.safetensors"
+    assert (out / "alone" / weights).read_bytes() == (out / "tiny" / weights).read_bytes()
+    scores = {
+        name: {
+            (row["site"], row["class"]): row["dice"]
+            for row in json.loads((out / name / "matrix.json").read_text())
+            if row["method"] == "federated"
+        }
+        for name in ("tiny", "alone")
+    }
+    assert scores["alone"] == scores["tiny"]
+    assert json.loads((out / "alone" / "run.json").read_text())["start"]["round"] == 5
+    assert "Started from" in (out / "alone" / "report.html").read_text()
+
+
+def test_checkpoint_of_other_sizes_is_refused_before_sites_are_made(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"start={out / 'tiny/checkpoints/last'}", f"out={out / 'fresh'}", "model.query_width=32"]
+    assert main([*SMALL, *words]) == 2
+    assert "query_width 16, wanted 32" in capsys.readouterr().err
+    assert not (out / "fresh").exists()

@@ -18,7 +18,7 @@ from dsm_core.data.phantoms.scanner import Scanner, record
 from dsm_core.data.phantoms.shape_library import ShapeLibrary
 from dsm_core.data.phantoms.shapes import Array, deformed_space
 from dsm_core.data.phantoms.surroundings import draw_trunk, paint_trunk
-from dsm_core.data.phantoms.tissues import paint_organs
+from dsm_core.data.phantoms.tissues import CONTRASTS, paint_organs
 
 PHANTOM_ORGANS = ("liver", "spleen", "kidney", "pancreas", "stomach", "aorta", "vertebrae")
 PHANTOM_LESIONS = tuple(HABITS)
@@ -53,11 +53,13 @@ def generate_case(
     scanner: Scanner,
     size_mm: Sequence[float] = (320.0, 256.0, 256.0),
     library: ShapeLibrary | None = None,
+    contrast: str = "portal",
 ) -> PhantomCase:
     """One patient with one to three tumours of every named kind, on one scanner. Another scanner, the same patient.
 
     Args:
         library: real tumour shapes, instead of drawn ones.
+        contrast: "portal" or "native", a scan with or without contrast agent.
 
     Raises:
         ValueError: a kind of tumour that no generated patient can have.
@@ -66,12 +68,16 @@ def generate_case(
     if unknown:
         raise ValueError(f"generated patients can have {', '.join(PHANTOM_LESIONS)}; found {', '.join(unknown)}")
     patient, machine = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    image, truth = record(_draw_patient(patient, lesions, size_mm, library), scanner, machine)
+    image, truth = record(_draw_patient(patient, lesions, size_mm, library, contrast), scanner, machine)
     return PhantomCase(image, truth, PHANTOM_CLASSES, scanner.spacing_mm)
 
 
 def _draw_patient(
-    rng: np.random.Generator, kinds: Collection[str], size_mm: Sequence[float], library: ShapeLibrary | None
+    rng: np.random.Generator,
+    kinds: Collection[str],
+    size_mm: Sequence[float],
+    library: ShapeLibrary | None,
+    contrast: str,
 ) -> Canvas:
     space = deformed_space(rng, size_mm)
     trunk = draw_trunk(space)
@@ -86,5 +92,5 @@ def _draw_patient(
             make_room(lesions[host], [*others, organs.stomach])
     canvas = Canvas(space, PHANTOM_CLASSES)
     paint_trunk(canvas, trunk)
-    paint_organs(canvas, organs, lesions)
+    paint_organs(canvas, organs, lesions, CONTRASTS[contrast])
     return canvas

@@ -131,3 +131,14 @@ def test_a_sharp_kernel_keeps_more_detail_than_a_soft_one():
 def test_a_tumour_nobody_can_have_is_refused():
     with pytest.raises(ValueError, match="found aortic tumor"):
         generate_case(0, ["liver tumor", "aortic tumor"], SCANNER)
+
+
+def test_without_contrast_agent_the_same_organs_are_darker_and_alike():
+    portal, native = (generate_case(3, PHANTOM_LESIONS, SCANNER, SIZE_MM, contrast=c) for c in ("portal", "native"))
+    assert np.array_equal(portal.truth, native.truth)
+    dark, bright = (
+        {name: case.image_hu[case.mask(name)].mean() for name in ("kidney", "spleen", "liver")}
+        for case in (native, portal)
+    )
+    assert dark["kidney"] < dark["spleen"] < dark["liver"] < dark["kidney"] + 40
+    assert all(bright[name] > dark[name] + 30 for name in dark)
