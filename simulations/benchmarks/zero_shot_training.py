@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from client.trainer import StepSeed, Trainer, learning_rate
-from dsm_core.classes import ATLAS, ClassInfo, ClassKind
+from dsm_core.classes import ATLAS
 from dsm_core.config import Config
 from dsm_core.data import Datalist, SiteVolumes, read_datalist
 from dsm_core.data.phantoms import PHANTOM_CLASSES, PHANTOM_LESIONS, PHANTOM_ORGANS
@@ -63,11 +63,12 @@ class Seed:
         self._volumes = {site: SiteVolumes(held, config.data) for site, held in self.datalists.items()}
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, text)
-        for name in set(text.names) & set(PHANTOM_ORGANS):
+        known = set(text.names) & set(PHANTOM_ORGANS)
+        for name in known:
             self.model.class_rows.evidence[text.index(name)] = 1.0
         self._maps = {site: FrozenMaps(self.model, text, held, config.data) for site, held in self._volumes.items()}
         own = dict(zip(sites.folders, SITE_CLASSES, strict=True))
-        organs = {site: [name for name in own[site] if name in PHANTOM_ORGANS] for site in own}
+        organs = {site: [name for name in own[site] if name in known] for site in own}
         self._train(ORGANS, self.model, self._maps, organs)
         untrained = copy.deepcopy(self.model.prior.state_dict())
         self._train(PRIOR, self.model, self._maps, organs)
@@ -136,20 +137,14 @@ def only(datalist: Datalist, names: Collection[str]) -> Datalist:
     return replace(datalist, cases=tuple(cases))
 
 
-def phantom_classes() -> list[ClassInfo]:
-    """The classes of generated sites."""
-    return [ATLAS[name] for name in PHANTOM_CLASSES]
-
-
 def hosts() -> dict[str, str]:
     """Each tumour of generated patients and the organ it grows in."""
     return {name: str(ATLAS[name].host) for name in PHANTOM_LESIONS}
 
 
-def wrong_organs() -> list[str]:
-    """Organs in which no generated patient has a tumour."""
-    assert all(ATLAS[name].kind is ClassKind.ORGAN for name in PHANTOM_ORGANS)
-    return [name for name in PHANTOM_ORGANS if name not in hosts().values()]
+def wrong_organs(known: Collection[str] = PHANTOM_ORGANS) -> list[str]:
+    """Organs in which no generated patient has a tumour, of those that the text space knows."""
+    return [name for name in PHANTOM_ORGANS if name in known and name not in hosts().values()]
 
 
 def draw_shuffled(names: Collection[str], seed: int) -> dict[str, str]:
