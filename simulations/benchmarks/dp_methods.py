@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
@@ -94,7 +95,8 @@ def opacus_step(work: Work, noise: float, force_functorch: bool = False) -> tupl
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         trainer.losses(batch, _seeded())[0].sum().backward()
-        for parameter in moving(sampled):
+        parameters: list[Any] = [*moving(sampled)]  # Opacus hangs `grad_sample` on them
+        for parameter in parameters:
             if work.patches > 1:
                 parameter.grad_sample = parameter.grad_sample.unflatten(0, (-1, work.patches)).mean(1)
         optimizer.pre_step()
