@@ -34,7 +34,7 @@ from simulations.benchmarks.detection_rows import over_seeds
 from simulations.benchmarks.table import Check, Row, write_benchmark
 from simulations.benchmarks.zero_shot_scores import LABELLED, NO_DIFFUSION, ORGAN_MEAN, SHUFFLED, UNSEEN, WRONG, measure
 from simulations.benchmarks.zero_shot_text import CLIP, OFFLINE, text_space
-from simulations.benchmarks.zero_shot_training import Budget, Seed
+from simulations.benchmarks.zero_shot_training import Budget, Seed, generated
 from simulations.sites import SitesError
 
 BANK = Path("../shared/data/text_space/clip_vit_b32_dsm45.safetensors")
@@ -133,7 +133,10 @@ def plan(config: Config, options: argparse.Namespace) -> list[Job]:
 
 
 def work_off(jobs: Sequence[Job], workers: int) -> list[Row]:
-    """The rows of all jobs, in the order of the jobs."""
+    """The rows of all jobs, in the order of the jobs; their sites are made first, once for all jobs of a seed."""
+    for config, budget in {job.config.seed: (job.config, job.budget) for job in jobs}.values():
+        print(f"sites of seed {config.seed}", flush=True)
+        generated(config, budget)
     found: dict[str, list[Row]] = {}
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run, job): job.name for job in jobs}

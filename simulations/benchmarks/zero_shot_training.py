@@ -25,7 +25,7 @@ from dsm_core.scan_reading import padded
 from dsm_core.stages import ORGANS, PRIOR, STAGES, TUMORS
 from dsm_core.text_space import TextSpace
 from simulations.baselines import PooledObjective
-from simulations.sites import SITE_CLASSES, generate_sites, site_name
+from simulations.sites import SITE_CLASSES, GeneratedSites, generate_sites, site_name
 
 Say = Callable[[str], None]
 
@@ -58,13 +58,7 @@ class Seed:
 
     def __init__(self, config: Config, text: TextSpace, budget: Budget, say: Say) -> None:
         self.config, self.text, self.budget, self._say = config, text, budget, say
-        phantom = replace(config.phantom, cases=budget.cases, held_out=budget.held_out)
-        self.config = config = replace(config, phantom=phantom)
-        say("sites")
-        everything = {site_name(place): PHANTOM_CLASSES for place in range(len(SITE_CLASSES))}
-        shapes = "drawn" if phantom.lesion_shapes is None else "real"
-        root = Path(config.out) / "sites" / f"zero-shot-{config.seed}-{budget.cases}-{budget.held_out}-{shapes}"
-        sites = generate_sites(root, len(everything), phantom, config.seed, classes=everything)
+        sites = generated(config, budget)
         self.datalists = {site: read_datalist(folder) for site, folder in sites.folders.items()}
         self._volumes = {site: SiteVolumes(held, config.data) for site, held in self.datalists.items()}
         torch.manual_seed(config.seed)
@@ -125,6 +119,15 @@ class Seed:
         for round in range(1, rounds + 1):
             seed = StepSeed(config.seed, f"all, {STAGES.index(stage)}", round)
             trainer.steps(config.train.local_steps, learning_rate(rate, config.train.warmup, round, rounds), seed)
+
+
+def generated(config: Config, budget: Budget) -> GeneratedSites:
+    """The sites of a seed, every class labelled everywhere; kept, and found again. Not to be made by two at a time."""
+    phantom = replace(config.phantom, cases=budget.cases, held_out=budget.held_out)
+    everything = {site_name(place): PHANTOM_CLASSES for place in range(len(SITE_CLASSES))}
+    shapes = "drawn" if phantom.lesion_shapes is None else "real"
+    root = Path(config.out) / "sites" / f"zero-shot-{config.seed}-{budget.cases}-{budget.held_out}-{shapes}"
+    return generate_sites(root, len(everything), phantom, config.seed, classes=everything)
 
 
 def only(datalist: Datalist, names: Collection[str]) -> Datalist:
