@@ -54,6 +54,8 @@ class LesionHead(nn.Module):
     def __init__(self, width: int, map_width: int):
         super().__init__()
         self.shared = SharedVector(8 * map_width, spread=(3 * map_width) ** -0.5)
+        with torch.no_grad():  # eight equal vectors: what differs between the voxels of a block must be learned
+            self.shared.weight.copy_(self.shared.weight[:map_width].repeat(8))
         self.own = nn.Linear(width, 8 * map_width, bias=False)
 
     def forward(self, rows: Tensor, maps: Tensor) -> Tensor:

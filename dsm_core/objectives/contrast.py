@@ -19,7 +19,7 @@ from torch import Tensor
 from dsm_core.model import VisualPrompt, space_to_depth
 from dsm_core.model.haar import LATENT_CHANNELS
 
-TURNED_SHARE = 0.3  # share of the crops whose lesions change from dark to bright, or from bright to dark
+TURNED_SHARE = 0.12  # share of the crops whose lesions change from dark to bright, or from bright to dark
 _FAINTER = (0.7, 1.2)  # by which a lesion's contrast is multiplied in every crop
 
 

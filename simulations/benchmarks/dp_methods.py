@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
@@ -51,6 +52,11 @@ class Work:
 Step = Callable[[], None]
 
 
+def moving(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the stage trains."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def open_step(work: Work, noise: float) -> tuple[Trainer, Step]:
     """No privacy; `noise` is not used."""
     trainer, batch = work.trainer(), work.batch()
@@ -66,7 +72,7 @@ def open_step(work: Work, noise: float) -> tuple[Trainer, Step]:
 def private_step(work: Work, noise: float) -> tuple[Trainer, Step]:
     """As `client.privacy.private_training` does it."""
     trainer, batch = work.trainer(), work.batch()
-    total = GaussianSum(trainer.model.parameters(), CLIP_NORM, noise, SecretStream())
+    total = GaussianSum(moving(trainer.model), CLIP_NORM, noise, SecretStream())
 
     def step() -> None:
         trainer.optimizer.zero_grad(set_to_none=True)
@@ -89,7 +95,8 @@ def opacus_step(work: Work, noise: float, force_functorch: bool = False) -> tupl
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         trainer.losses(batch, _seeded())[0].sum().backward()
-        for parameter in sampled.parameters():
+        parameters: list[Any] = [*moving(sampled)]  # Opacus hangs `grad_sample` on them
+        for parameter in parameters:
             if work.patches > 1:
                 parameter.grad_sample = parameter.grad_sample.unflatten(0, (-1, work.patches)).mean(1)
         optimizer.pre_step()
@@ -125,7 +132,7 @@ def ghost_step(work: Work, noise: float, use_ghost_clipping: bool = True) -> tup
         trainer.optimizer.zero_grad(set_to_none=True)
         ghost.disable_hooks()
         (factors * losses).sum().backward()
-        for parameter in trainer.model.parameters():
+        for parameter in moving(trainer.model):
             assert parameter.grad is not None
             parameter.grad.add_(torch.randn_like(parameter), alpha=noise * CLIP_NORM).div_(work.patients)
         trainer.step_with_gradients()

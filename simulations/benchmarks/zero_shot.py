@@ -17,6 +17,7 @@ import argparse
 import math
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from simulations.benchmarks.detection_rows import over_seeds
 from simulations.benchmarks.table import Check, Row, write_benchmark
 from simulations.benchmarks.zero_shot_scores import LABELLED, NO_DIFFUSION, ORGAN_MEAN, SHUFFLED, UNSEEN, WRONG, measure
 from simulations.benchmarks.zero_shot_text import CLIP, OFFLINE, text_space
-from simulations.benchmarks.zero_shot_training import Budget, Seed
+from simulations.benchmarks.zero_shot_training import Budget, Seed, generated
 from simulations.sites import SitesError
 
 BANK = Path("../shared/data/text_space/clip_vit_b32_dsm45.safetensors")
@@ -94,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, SitesError, TextSpaceError) as error:
         print(f"zero_shot: {error}", file=sys.stderr)
         return 2
-    checks = promises(rows)
+    ended = len({(row["encoder"], row["seed"]) for row in rows})
+    checks = [Check.equal("jobs that ended well", ended, len(jobs)), *promises(rows)]
     table = over_seeds(rows, ("encoder", "class", "method"), MEASURES)
     write_benchmark(
         "zero_shot" if options.shapes is None else "zero_shot_shapes",
@@ -133,13 +135,22 @@ def plan(config: Config, options: argparse.Namespace) -> list[Job]:
 
 
 def work_off(jobs: Sequence[Job], workers: int) -> list[Row]:
-    """The rows of all jobs, in the order of the jobs."""
+    """The rows of all jobs that end well, in the order of the jobs.
+
+    Their sites are made first, once for all jobs of a seed.
+    """
+    for config, budget in {job.config.seed: (job.config, job.budget) for job in jobs}.values():
+        print(f"sites of seed {config.seed}", flush=True)
+        generated(config, budget)
     found: dict[str, list[Row]] = {}
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run, job): job.name for job in jobs}
         for future in as_completed(waiting):
-            found[waiting[future]] = future.result()
-    return [row for job in jobs for row in found[job.name]]
+            try:
+                found[waiting[future]] = future.result()
+            except Exception:  # an hour's rows of the other jobs are not thrown away for it
+                print(f"{waiting[future]} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    return [row for job in jobs for row in found.get(job.name, [])]
 
 
 def promises(rows: Sequence[Row]) -> list[Check]:

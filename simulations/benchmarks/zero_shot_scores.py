@@ -36,7 +36,7 @@ def measure(seed: Seed, classes: Sequence[str], controls: bool, say: Say) -> lis
         seed.tumor_queries(others[name])
         rows.append(_score(seed, UNSEEN, name, _ask(seed, model, name)))
         rows.append(_score(seed, SHUFFLED, name, _ask(seed, model, shuffled[name])))
-        rows.append(_score(seed, WRONG, name, _ask_in(seed, model, name, wrong_organs()[0])))
+        rows.append(_score(seed, WRONG, name, _ask_in(seed, model, name, wrong_organs(seed.text.names)[0])))
         rows.append(_score(seed, ORGAN_MEAN, name, _deviation(seed, model, name)))
     # Last, since every prompt of the training cases is made anew when the prior changes.
     for name in classes if controls else ():

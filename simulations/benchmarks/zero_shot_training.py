@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from client.trainer import StepSeed, Trainer, learning_rate
-from dsm_core.classes import ATLAS, ClassInfo, ClassKind
+from dsm_core.classes import ATLAS
 from dsm_core.config import Config
 from dsm_core.data import Datalist, SiteVolumes, read_datalist
 from dsm_core.data.phantoms import PHANTOM_CLASSES, PHANTOM_LESIONS, PHANTOM_ORGANS
@@ -25,7 +25,7 @@ from dsm_core.scan_reading import padded
 from dsm_core.stages import ORGANS, PRIOR, STAGES, TUMORS
 from dsm_core.text_space import TextSpace
 from simulations.baselines import PooledObjective
-from simulations.sites import SITE_CLASSES, generate_sites, site_name
+from simulations.sites import SITE_CLASSES, GeneratedSites, generate_sites, site_name
 
 Say = Callable[[str], None]
 
@@ -58,22 +58,17 @@ class Seed:
 
     def __init__(self, config: Config, text: TextSpace, budget: Budget, say: Say) -> None:
         self.config, self.text, self.budget, self._say = config, text, budget, say
-        phantom = replace(config.phantom, cases=budget.cases, held_out=budget.held_out)
-        self.config = config = replace(config, phantom=phantom)
-        say("sites")
-        everything = {site_name(place): PHANTOM_CLASSES for place in range(len(SITE_CLASSES))}
-        shapes = "drawn" if phantom.lesion_shapes is None else "real"
-        root = Path(config.out) / "sites" / f"zero-shot-{config.seed}-{budget.cases}-{budget.held_out}-{shapes}"
-        sites = generate_sites(root, len(everything), phantom, config.seed, classes=everything)
+        sites = generated(config, budget)
         self.datalists = {site: read_datalist(folder) for site, folder in sites.folders.items()}
         self._volumes = {site: SiteVolumes(held, config.data) for site, held in self.datalists.items()}
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, text)
-        for name in set(text.names) & set(PHANTOM_ORGANS):
+        known = set(text.names) & set(PHANTOM_ORGANS)
+        for name in known:
             self.model.class_rows.evidence[text.index(name)] = 1.0
         self._maps = {site: FrozenMaps(self.model, text, held, config.data) for site, held in self._volumes.items()}
         own = dict(zip(sites.folders, SITE_CLASSES, strict=True))
-        organs = {site: [name for name in own[site] if name in PHANTOM_ORGANS] for site in own}
+        organs = {site: [name for name in own[site] if name in known] for site in own}
         self._train(ORGANS, self.model, self._maps, organs)
         untrained = copy.deepcopy(self.model.prior.state_dict())
         self._train(PRIOR, self.model, self._maps, organs)
@@ -127,15 +122,19 @@ class Seed:
             trainer.steps(config.train.local_steps, learning_rate(rate, config.train.warmup, round, rounds), seed)
 
 
+def generated(config: Config, budget: Budget) -> GeneratedSites:
+    """The sites of a seed, every class labelled everywhere; kept, and found again. Not to be made by two at a time."""
+    phantom = replace(config.phantom, cases=budget.cases, held_out=budget.held_out)
+    everything = {site_name(place): PHANTOM_CLASSES for place in range(len(SITE_CLASSES))}
+    shapes = "drawn" if phantom.lesion_shapes is None else "real"
+    root = Path(config.out) / "sites" / f"zero-shot-{config.seed}-{budget.cases}-{budget.held_out}-{shapes}"
+    return generate_sites(root, len(everything), phantom, config.seed, classes=everything)
+
+
 def only(datalist: Datalist, names: Collection[str]) -> Datalist:
     """The same cases, of which only these classes are known."""
     cases = (replace(case, annotated=tuple(n for n in case.annotated if n in names)) for case in datalist.cases)
     return replace(datalist, cases=tuple(cases))
-
-
-def phantom_classes() -> list[ClassInfo]:
-    """The classes of generated sites."""
-    return [ATLAS[name] for name in PHANTOM_CLASSES]
 
 
 def hosts() -> dict[str, str]:
@@ -143,10 +142,9 @@ def hosts() -> dict[str, str]:
     return {name: str(ATLAS[name].host) for name in PHANTOM_LESIONS}
 
 
-def wrong_organs() -> list[str]:
-    """Organs in which no generated patient has a tumour."""
-    assert all(ATLAS[name].kind is ClassKind.ORGAN for name in PHANTOM_ORGANS)
-    return [name for name in PHANTOM_ORGANS if name not in hosts().values()]
+def wrong_organs(known: Collection[str] = PHANTOM_ORGANS) -> list[str]:
+    """Organs in which no generated patient has a tumour, of those that the text space knows."""
+    return [name for name in PHANTOM_ORGANS if name in known and name not in hosts().values()]
 
 
 def draw_shuffled(names: Collection[str], seed: int) -> dict[str, str]:

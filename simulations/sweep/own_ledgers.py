@@ -33,7 +33,8 @@ def check_own_ledgers(points: Sequence[Point]) -> list[str]:
         ):
             if (folder / LEDGER_NAME).exists():
                 sites.setdefault(folder, []).append(config)
-    lines, faults = [], []
+    lines: list[str] = []
+    faults: list[str] = []
     for folder, of_site in sites.items():
         is_within, line = _compose(folder, of_site)
         (lines if is_within else faults).append(line)

@@ -131,15 +131,24 @@ def test_faults_of_the_folder_are_counted_and_not_named(folder):
     assert str(folder.parent) not in reply.error.reason
 
 
-def test_unexpected_error_is_named_by_its_type_only(folder, bank, processes, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("doe-jane.nii.gz"), "RuntimeError"),
+        (OSError(28, "no room for doe-jane", "doe-jane.nii.gz"), "OSError (No space left on device)"),
+    ],
+)
+def test_unexpected_error_is_named_by_its_type_and_no_word_of_its_own(
+    folder, bank, processes, monkeypatch, error, told
+):
     def fail(*_):
-        raise OSError(28, "No space left on device", f"{folder}/doe-jane.nii.gz")
+        raise error
 
     monkeypatch.setattr(porter, "train_round", fail)
     context = node(folder)
     deliver(context, bank)
     reply = ask(context, order(bank.hash), messages.TRAIN)
-    assert reply.error.reason == "OSError at the site; its own log has the details"
+    assert reply.error.reason == f"{told} at the site; its own log has the details"
 
 
 def test_training_without_a_text_space_or_with_another_is_refused(folder, bank, processes):

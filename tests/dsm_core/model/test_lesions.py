@@ -84,3 +84,11 @@ def test_spot_is_the_mean_of_the_best_cube() -> None:
     logits[...] = -20.0
     logits[..., 0, 0, 0] = 20.0
     assert brightest_spot(logits).sigmoid().item() == pytest.approx(1 / 64, abs=1e-4)
+
+
+def test_before_training_the_voxels_of_a_block_are_alike() -> None:
+    torch.manual_seed(0)
+    logits = LesionHead(2, 3)(torch.zeros(1, 1, 2), torch.rand(1, 3, 2, 2, 2))
+    blocks = logits.unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2).flatten(5)
+    assert (blocks.amax(5) - blocks.amin(5)).max() < 1e-6
+    assert logits.std() > 0.01

@@ -98,7 +98,7 @@ def test_bad_input_is_named(words: list[str], tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.slow
 def test_left_out_class_teaches_nothing_and_every_method_has_a_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bank: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Config(model=SMALL, out=str(tmp_path))
     budget = Budget({ORGANS: 5, PRIOR: 5, TUMORS: 5}, cases=2, held_out=1)
@@ -110,7 +110,7 @@ def test_left_out_class_teaches_nothing_and_every_method_has_a_row(
         train(self, stage, model, maps, names)
 
     monkeypatch.setattr(Seed, "_train", watched)
-    rows = run(Job(config, OFFLINE, None, budget, ("spleen tumor",), controls=True))
+    rows = run(Job(config, CLIP, bank, budget, ("spleen tumor",), controls=True))
     others = set(PHANTOM_LESIONS) - {"spleen tumor"}
     assert seen == [set(), set(), set(PHANTOM_LESIONS), others, others]
     assert {found["method"] for found in rows} == {UNSEEN, LABELLED, NO_DIFFUSION, ORGAN_MEAN, SHUFFLED, WRONG}
