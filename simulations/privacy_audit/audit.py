@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -48,7 +47,7 @@ class Effort:
 
 
 QUICK = Effort(open_runs=24, private_runs=60, canaries=64, rounds=15, iterations=150)
-FULL = Effort(open_runs=60, private_runs=900, canaries=128, rounds=40, iterations=500)
+FULL = Effort(open_runs=60, private_runs=1500, canaries=128, rounds=40, iterations=500)
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,7 @@ def audit_updates(terms: Terms, claim: float | None, runs: int, tick: Tick) -> l
     found = [_any_mechanism(terms, claim, UPDATES, mechanism, trials)]
     if claim is not None:
         proof = gaussian.proven_epsilon(trials.evidence, trials.included, mechanism, terms.delta, terms.confidence)
-        found.append(
-            replace(found[0], method=GAUSSIAN, lower_bound=proof.epsilon, guesses=None, correct=None)
-        )  # fmt: skip
+        found.append(replace(found[0], method=GAUSSIAN, lower_bound=proof.epsilon, guesses=None, correct=None))
     return found
 
 
@@ -151,5 +148,4 @@ def _promised(terms: Terms, claim: float | None, schedule: Schedule, patients: i
     if claim is None:
         return SampledGaussian(rate, steps, 0.0)
     noise = PatientAccountant(terms.privacy(claim).accountant).noise_for(claim, terms.delta, rate, steps)
-    assert math.isfinite(noise)
     return SampledGaussian(rate, steps, noise)

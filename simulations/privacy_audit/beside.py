@@ -5,18 +5,20 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from client.ledger import Ledger
 from client.training import SiteSession, train_round
 from dsm_core.config import PrivacyConfig
-from dsm_core.data import PatchSampler
 from simulations.privacy_audit.planted import SITE, plant
 from simulations.privacy_audit.rounds import AuditedSite
 from strategies import messages
 from strategies.leaving import Private, UnlistedContent, leaving, places
+
+if TYPE_CHECKING:
+    from dsm_core.data import PatchSampler
 
 _PATIENTS = 4
 
@@ -42,7 +44,7 @@ def _reply(privacy: PrivacyConfig, seed: int) -> tuple[Mapping[str, Any], Mappin
     planted = plant(_PATIENTS, np.random.default_rng([seed, 4]))
     site = AuditedSite(planted, privacy, seed)
     # The planted site hands out patches as the site's own sampler does, which is all that training asks of it.
-    session = SiteSession(planted.datalist, cast(PatchSampler, planted), site.trainer, privacy)
+    session = SiteSession(planted.datalist, cast("PatchSampler", planted), site.trainer, privacy)
     order = messages.TrainOrder(1, 1, 1e-3, local_steps=1, seed=seed, share_moments=True)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Path(folder) / "ledger.jsonl"
