@@ -46,7 +46,7 @@ class Effort:
         return self.open_runs + claims * self.private_runs + (1 + claims) * self.rounds + 2 * self.iterations
 
 
-QUICK = Effort(open_runs=24, private_runs=60, canaries=64, rounds=15, iterations=150)
+QUICK = Effort(open_runs=40, private_runs=60, canaries=64, rounds=15, iterations=150)
 FULL = Effort(open_runs=60, private_runs=1500, canaries=128, rounds=40, iterations=500)
 
 
@@ -74,7 +74,7 @@ Tick = Callable[[int], object]
 def audit_updates(terms: Terms, claim: float | None, runs: int, tick: Tick) -> list[Finding]:
     """Bounds from the updates of many short runs."""
     schedule = updates.SCHEDULE
-    mechanism = _promised(terms, claim, schedule, updates.CANARIES)
+    mechanism = _promised(terms, claim, schedule, updates.PATIENTS)
     trials = attack_updates(terms.privacy(claim), mechanism, runs, terms.seed, tick)
     found = [_any_mechanism(terms, claim, UPDATES, mechanism, trials)]
     if claim is not None:
@@ -109,7 +109,7 @@ def check_findings(terms: Terms, rows: Sequence[Finding], inversions: Sequence[I
             name = f"epsilon {row.claimed_epsilon:g}: {words}"
             checks.append(Check.at_most(name, round(row.lower_bound, 3), row.claimed_epsilon))
     for claim in terms.claims:
-        mechanism = _promised(terms, claim, updates.SCHEDULE, updates.CANARIES)
+        mechanism = _promised(terms, claim, updates.SCHEDULE, updates.PATIENTS)
         name = f"epsilon {claim:g}: recomputed from the densities, without the accountant"
         checks.append(Check.at_most(name, round(mechanism.epsilon(terms.delta), 3), claim))
     private = terms.privacy(max(terms.claims))

@@ -22,7 +22,8 @@ from simulations.privacy_audit.planted import PlantedSite, plant
 from simulations.privacy_audit.rounds import AuditedSite, Schedule
 from strategies.averaging import MOMENT_KINDS, moment_key
 
-CANARIES = 8  # of a run
+CANARIES = 7  # of a run
+PATIENTS = CANARIES + 1  # one more who is always there, so that a site never trains on nobody
 STILL = 1e-12  # a learning rate under which no float32 weight changes
 SCHEDULE = Schedule(rounds=2, local_steps=1, rate=STILL, expected=4)
 _NOTHING = 1e-3  # of a step: rounding, no patient's part
@@ -50,24 +51,25 @@ def attack_updates(
         tick: called after each run with 1.
     """
     generator = np.random.default_rng([seed, 1])
-    planted = plant(CANARIES, generator)
+    planted = plant(PATIENTS, generator)
     site = AuditedSite(planted, privacy, seed)
     reader = UpdateReader(site.trainer, planted, privacy.clip_norm)
-    coins = generator.random((runs, CANARIES)) < 0.5
+    coins = generator.random((runs, PATIENTS)) < 0.5
+    coins[:, CANARIES:] = True
     evidence = np.zeros(coins.shape)
     for run, coin in enumerate(coins):
         planted.present[:] = coin
         left, drawn = [], []
         for arrays, _ in site.run(SCHEDULE, run):
             left.append(arrays)
-            drawn.append(np.isin(np.arange(CANARIES), planted.drawn) & coin)
+            drawn.append(np.isin(np.arange(PATIENTS), planted.drawn) & coin)
             planted.drawn.clear()
         if claim.noise:
             evidence[run] = reader.ratios(left, np.array(drawn), claim)
         else:
             evidence[run] = reader.shares(left)
         tick(1)
-    return Trials(evidence.ravel(), coins.ravel())
+    return Trials(evidence[:, :CANARIES].ravel(), coins[:, :CANARIES].ravel())
 
 
 class UpdateReader:

@@ -14,10 +14,10 @@ from simulations.privacy_audit import bounds, gaussian
 from simulations.privacy_audit.gaussian import SampledGaussian
 from simulations.privacy_audit.planted import plant
 from simulations.privacy_audit.rounds import AuditedSite
-from simulations.privacy_audit.updates import CANARIES, SCHEDULE, UpdateReader, attack_updates
+from simulations.privacy_audit.updates import PATIENTS, SCHEDULE, UpdateReader, attack_updates
 
 CLAIM, DELTA, CONFIDENCE = 8.0, 1e-5, 0.95
-RATE = SCHEDULE.expected / CANARIES
+RATE = SCHEDULE.expected / PATIENTS
 
 
 def proven(privacy, runs):
@@ -95,7 +95,7 @@ def test_axes_tell_patients_apart_exactly():
 
 
 def test_no_weight_moves_at_the_attackers_learning_rate():
-    planted = plant(CANARIES, np.random.default_rng(0))
+    planted = plant(PATIENTS, np.random.default_rng(0))
     site = AuditedSite(planted, private_at_claim(), seed=0)
     *_, (arrays, metrics) = site.run(SCHEDULE, 0)
     assert all(np.array_equal(arrays[name], tensor) for name, tensor in site.start.items())
@@ -107,7 +107,7 @@ def test_patient_who_is_left_out_changes_no_bit():
     """Whether the scan of one who is left out is this or that, the update is the same: it counts as zero."""
     updates = []
     for seed in (0, 1):
-        planted = plant(CANARIES, np.random.default_rng(0))
+        planted = plant(PATIENTS, np.random.default_rng(0))
         planted.images[0] = plant(1, np.random.default_rng(seed)).images[0]
         planted.present[0] = False
         site = AuditedSite(planted, private_at_claim(), seed=0)
