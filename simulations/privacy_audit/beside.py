@@ -1,0 +1,54 @@
+"""What else does a private site's answer hold that an attacker could read? Asked of the site's own reply."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from client.ledger import Ledger
+from client.training import SiteSession, train_round
+from dsm_core.config import PrivacyConfig
+from simulations.privacy_audit.planted import SITE, plant
+from simulations.privacy_audit.rounds import AuditedSite
+from strategies import messages
+from strategies.leaving import Private, UnlistedContent, leaving, places
+
+if TYPE_CHECKING:
+    from dsm_core.data import PatchSampler
+
+_PATIENTS = 4
+
+
+def beside_the_noise(privacy: PrivacyConfig, seed: int) -> list[str]:
+    """Places in the reply to one round that are not noised and accounted; an attack can use nothing else."""
+    content = messages.pack_trained(*_reply(privacy, seed), privacy.mode != "none")
+    found = {place: leaving(messages.TRAIN, place) for place in places(content)}
+    return [place for place, item in found.items() if item is None or item.private is not Private.NOISED]
+
+
+def refuses_metrics(privacy: PrivacyConfig, seed: int) -> bool:
+    """True where a private reply to which a training loss was added is not sent."""
+    arrays, metrics = _reply(privacy, seed)
+    try:
+        messages.pack_trained(arrays, {**metrics, messages.LOSS: 1.0}, is_private=True)
+    except UnlistedContent:
+        return True
+    return False
+
+
+def _reply(privacy: PrivacyConfig, seed: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    planted = plant(_PATIENTS, np.random.default_rng([seed, 4]))
+    site = AuditedSite(planted, privacy, seed)
+    # The planted site hands out patches as the site's own sampler does, which is all that training asks of it.
+    session = SiteSession(planted.datalist, cast("PatchSampler", planted), site.trainer, privacy)
+    order = messages.TrainOrder(1, 1, 1e-3, local_steps=1, seed=seed, share_moments=True)
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Path(folder) / "ledger.jsonl"
+        if privacy.mode != "none":
+            Ledger(ledger, SITE).create(privacy.epsilon, privacy.delta or 0.0)
+        result = train_round(session, site.start, order, ledger)
+    return result.arrays, result.metrics
