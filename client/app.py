@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -47,8 +48,8 @@ def _answers_faults(handler: Handler) -> Handler:
             return messages.error_reply(messages.BUDGET_CODE, messages.BUDGET_REASON, message)
         except Exception as error:
             log.exception("the site could not answer %s", message.metadata.message_type)
-            # What the system says of a full or failing disk names no file.
-            cause = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+            # The system's own words for a full or failing disk name no file, whatever the error itself says.
+            cause = f" ({os.strerror(error.errno)})" if isinstance(error, OSError) and error.errno else ""
             reason = f"{type(error).__name__}{cause} at the site; its own log has the details"
             return messages.error_reply(messages.FAULT_CODE, reason, message)
 
@@ -89,6 +90,7 @@ def train(message: Message, context: Context) -> Message:
     is_private = config.privacy.mode != "none"
     check_privacy(settings, config.privacy)
     session = site_session(settings.data, config, space, settings.device)
+    session.begin(request.order.stage)
     recall_moments(context, session, request.order)
     result = train_round(session, request.arrays, request.order, ledger_file(context))
     keep_moments(context, session, request.order)

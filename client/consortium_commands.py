@@ -109,15 +109,16 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _told(progress: Progress) -> str:
-    """A line such as `round 7: loss 0.4112, 2 sites (a, b); c: no usable update`."""
+    """A line such as `round 7 (organs): loss 0.4112, 2 sites (a, b); c: no usable update`."""
+    stage = f" ({progress.stage})" if progress.stage else ""
     if progress.is_done:
         absent = [
             f"{site}: {progress.reasons.get(site, 'no usable update')}"
             for site in (*progress.refused, *progress.failed)
         ]
         loss = f"loss {progress.loss:.4f}, " if progress.HasField("loss") else ""
-        told = f"round {progress.round}: {loss}{len(progress.sites)} sites ({', '.join(progress.sites)})"
+        told = f"round {progress.round}{stage}: {loss}{len(progress.sites)} sites ({', '.join(progress.sites)})"
         return "; ".join([told, *absent])
-    told = f"round {progress.round} of {progress.rounds}, {progress.phase}"
+    told = f"round {progress.round} of {progress.rounds}{stage}, {progress.phase}"
     awaited = f": waiting for {', '.join(progress.waiting_for)}" if progress.waiting_for else ""
     return told + awaited + "; the run gives no sign of life" * progress.is_silent

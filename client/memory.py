@@ -22,7 +22,9 @@ from strategies.messages import StaleTextSpace, TrainOrder, pack_arrays, unpack_
 TEXT = "text"
 MOMENTS = "moments"
 STAMP = "stamp"
+STAGE = "stage"
 STEPS = "steps"
+_STEPS_OF = "steps of "  # and the stage: how the number of steps is named beside exported moments
 _KEPT_SPACES = 8
 
 _spaces: OrderedDict[str, TextSpace] = OrderedDict()
@@ -72,13 +74,15 @@ def kept_text(context: Context, wanted_hash: str) -> TextSpace:
 
 
 def recall_moments(context: Context, session: Session, order: TrainOrder) -> None:
-    """Give the session the moments that this site ended its last round with; none at the beginning of a run.
+    """Give the session the moments that this site ended its last round with; none at the beginning of a stage.
 
     Moments that travel with the tensors are not kept here.
     """
     if order.share_moments:
         return
-    stamp, steps = _stamp(context)
+    stamp, stage, steps = _stamp(context)
+    if stage != order.stage:
+        stamp, steps = "", 0
     # Optimiser state in the session of another process, of an earlier run in this one, or of a round that broke off
     # half way, is not what this run's last round ended with.
     if not stamp or stamp != vars(session).pop(STAMP, None):
@@ -87,32 +91,38 @@ def recall_moments(context: Context, session: Session, order: TrainOrder) -> Non
 
 
 def keep_moments(context: Context, session: Session, order: TrainOrder) -> None:
-    """Keep the session's moments for the next round of this run."""
+    """Keep the session's moments for the next round of this stage."""
     stamp = secrets.token_hex(8)
     if not order.share_moments:
-        steps = _stamp(context)[1] + order.local_steps
+        _, stage, steps = _stamp(context)
         context.state[MOMENTS] = pack_arrays(session.optimizer_arrays())
-        context.state[STAMP] = ConfigRecord({STAMP: stamp, STEPS: steps})
+        _mark(context, stamp, order.stage, (steps if stage == order.stage else 0) + order.local_steps)
     vars(session)[STAMP] = stamp
 
 
 def export_moments(context: Context) -> dict[str, NDArray]:
-    """The moments that the site keeps, with the number of steps behind them; empty where it keeps none."""
-    stamp, steps = _stamp(context)
-    return {STEPS: np.array(steps), **unpack_arrays(context.state.array_records[MOMENTS])} if stamp else {}
+    """The moments that the site keeps, with the steps of their stage behind them; empty where it keeps none."""
+    stamp, stage, steps = _stamp(context)
+    kept = {_STEPS_OF + stage: np.array(steps)} if stamp else {}
+    return kept | (unpack_arrays(context.state.array_records[MOMENTS]) if stamp else {})
 
 
 def import_moments(context: Context, kept: Mapping[str, NDArray]) -> None:
     """Keep what `export_moments` gave."""
-    if kept:
-        context.state[MOMENTS] = pack_arrays({key: array for key, array in kept.items() if key != STEPS})
-        context.state[STAMP] = ConfigRecord({STAMP: secrets.token_hex(8), STEPS: int(kept[STEPS])})
+    for key in kept:
+        if key.startswith(_STEPS_OF):
+            context.state[MOMENTS] = pack_arrays({name: array for name, array in kept.items() if name != key})
+            _mark(context, secrets.token_hex(8), key.removeprefix(_STEPS_OF), int(kept[key]))
 
 
-def _stamp(context: Context) -> tuple[str, int]:
-    """Mark of the kept moments and the optimiser steps behind them; an empty mark where none are kept."""
+def _mark(context: Context, stamp: str, stage: str, steps: int) -> None:
+    context.state[STAMP] = ConfigRecord({STAMP: stamp, STAGE: stage, STEPS: steps})
+
+
+def _stamp(context: Context) -> tuple[str, str, int]:
+    """Mark of the kept moments, their stage, and its optimiser steps behind them; an empty mark where none are kept."""
     record = context.state.config_records.get(STAMP)
-    return (str(record[STAMP]), int(record[STEPS])) if record is not None else ("", 0)  # type: ignore[arg-type]
+    return ("", "", 0) if record is None else (str(record[STAMP]), str(record[STAGE]), int(record[STEPS]))  # type: ignore[arg-type]
 
 
 def _fit_moments(context: Context, space: TextSpace) -> None:

@@ -1,4 +1,4 @@
-"""A site's local training: some optimiser steps of DSM on the site's own patches.
+"""A site's local training: some optimiser steps of DSM towards the objective of a stage, on the site's own scans.
 
 Everything random is drawn from (seed, site, round), so that a round can be repeated bit for bit.
 """
@@ -7,27 +7,20 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dsm_core.config import TrainConfig
-from dsm_core.data import PatchBatch
+from dsm_core.device import placed
 from dsm_core.freed_memory import keep_freed_memory
-from dsm_core.losses import dsm_loss
-from dsm_core.model import DSM, QueryDropout, QuerySet
-from dsm_core.text_space import TextSpace
-from strategies.averaging import MOMENT, MOMENT_KINDS, moment_key
+from dsm_core.model import DSM
+from dsm_core.objectives import Objective, freeze_others
+from strategies.averaging import CLASS_ROWS, MOMENT, MOMENT_KINDS, moment_key
 
 Arrays = dict[str, np.ndarray]
-
-
-class Sampler(Protocol):
-    """Draws batches of patches with their masks."""
-
-    def sample(self, generator: np.random.Generator, batch: int) -> PatchBatch: ...
 
 
 @dataclass(frozen=True)
@@ -47,42 +40,42 @@ class StepSeed:
 
 @dataclass
 class Trainer:
-    """A model, its optimiser and the classes whose rows may move here.
+    """A model, its optimiser and the objective of a stage.
 
-    Attributes:
-        labelled: names of the classes labelled in the data. Every other class row has no gradient here: it stays as it
-            came, unless moments that travelled carry it on (the server takes no such row).
+    Only the parameters that the objective trains have moments and move; of the class rows, only those of classes that
+    it names. Every other row has no gradient here: it stays as it came, unless moments that travelled carry it on (the
+    server takes no such row).
     """
 
     model: DSM
-    text: TextSpace
+    objective: Objective
     config: TrainConfig
-    labelled: tuple[str, ...]
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
         keep_freed_memory()
-        rows = [p for name, p in self.model.named_parameters() if name.startswith("class_rows.")]
-        shared = [p for name, p in self.model.named_parameters() if not name.startswith("class_rows.")]
+        freeze_others(self.model, self.objective.trained)
+        self.model.zero_grad(set_to_none=True)  # what another stage has left would lengthen the gradient of this one
+        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self._rows = [p for name, p in named.items() if name.startswith(CLASS_ROWS)]
+        shared = [p for name, p in named.items() if not name.startswith(CLASS_ROWS)]
         self.optimizer = torch.optim.AdamW(
-            [{"params": shared, "weight_decay": self.config.weight_decay}, {"params": rows, "weight_decay": 0.0}],
+            [{"params": shared, "weight_decay": self.config.weight_decay}, {"params": self._rows, "weight_decay": 0.0}],
             lr=self.config.lr,
             betas=(0.9, 0.99),
             fused=True,
         )
-        names = {id(tensor): name for name, tensor in self.model.state_dict(keep_vars=True).items()}
-        self._keys = {names[id(parameter)]: parameter for parameter in self.model.parameters()}
-        foreign = [i for i, name in enumerate(self.model.names) if name not in self.labelled]
+        keys = {id(tensor): key for key, tensor in self.model.state_dict(keep_vars=True).items()}
+        self._keys = {keys[id(parameter)]: parameter for parameter in named.values()}
+        foreign = [i for i, name in enumerate(self.model.names) if name not in self.objective.rows]
         self._foreign = torch.tensor(foreign, dtype=torch.long, device=self.device)
-        self._rows = rows
-        self._query_sets: dict[tuple[str, ...], QuerySet] = {}
 
     @property
     def device(self) -> torch.device:
         """Where the model lies, and everything that meets it in a step."""
         return next(self.model.parameters()).device
 
-    def steps(self, sampler: Sampler, count: int, lr: float, seed: StepSeed) -> dict[str, float]:
+    def steps(self, count: int, lr: float, seed: StepSeed) -> dict[str, float]:
         """Run `count` optimiser steps; returns the mean of the loss and of its parts."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -90,24 +83,21 @@ class Trainer:
         totals: dict[str, float] = {}
         self.model.train()
         for _ in range(count):
-            batch = sampler.sample(draw, self.config.batch)
+            batch = self.objective.sample(draw, self.objective.batch)
             for name, value in self._step(batch, generator).items():
                 totals[name] = totals.get(name, 0.0) + value / count
         return totals
 
-    def _step(self, batch: PatchBatch, generator: torch.Generator) -> dict[str, float]:
+    def _step(self, batch: Any, generator: torch.Generator) -> dict[str, float]:
         loss, parts = self.losses(batch, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
         self.step_with_gradients(self.config.clip_norm)
         return {"loss": loss.mean().item(), **{name: part.mean().item() for name, part in parts.items()}}
 
-    def losses(self, batch: PatchBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of every patch (B,), and its parts (B,) by name; patches do not meet in it."""
-        batch, queries = batch.to(self.device), self._queries(batch.names)
-        dropout = _query_dropout(queries, len(batch.image), self.config, generator)
-        output = self.model(batch.image, queries, dropout)
-        return dsm_loss(output, queries, batch.masks, batch.annotated, self.text.vectors.to(self.device))
+    def losses(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of every sample (B,), and its parts (B,) by name; samples do not meet in it."""
+        return self.objective.losses(placed(batch, self.device), generator)
 
     def step_with_gradients(self, clip_norm: float | None = None) -> None:
         """One optimiser step with the gradients at hand, no longer than `clip_norm`; foreign class rows get none."""
@@ -119,19 +109,13 @@ class Trainer:
             if row.grad is not None:
                 row.grad[self._foreign] = 0.0
         if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
+            torch.nn.utils.clip_grad_norm_(self._keys.values(), clip_norm)
         self.optimizer.step()
-
-    def _queries(self, names: tuple[str, ...]) -> QuerySet:
-        if names not in self._query_sets:
-            self._query_sets[names] = self.model.query_set(names, self.text)
-        return self._query_sets[names]
 
     def load(self, arrays: Arrays) -> None:
         """Take over the tensors of a state dict; the arrays are copied."""
-        self._query_sets.clear()
-        tensors = {name: torch.from_numpy(np.asarray(a)) for name, a in arrays.items() if MOMENT not in name}
-        self.model.load_state_dict(tensors)
+        load_arrays(self.model, arrays)
+        self.objective.model_changed()
 
     def arrays(self) -> Arrays:
         """The model's state dict as arrays of its own."""
@@ -163,23 +147,20 @@ class Trainer:
 
 
 def model_arrays(model: DSM) -> Arrays:
-    """Every tensor that travels: the state dict of the model as numpy arrays of its own."""
+    """The state dict of the model as numpy arrays of its own."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
 
-def _query_dropout(queries: QuerySet, batch: int, config: TrainConfig, generator: torch.Generator) -> QueryDropout:
-    count, width = queries.text.shape
-    keep = torch.rand(batch, count, generator=generator) >= config.text_only
-    noise = torch.randn(batch, count, width, generator=generator) * (config.text_noise / width**0.5)
-    # Drawn on the CPU, whose numbers are the same on every machine.
-    return QueryDropout(keep.to(queries.text), noise.to(queries.text))
+def load_arrays(model: DSM, arrays: Arrays) -> None:
+    """Fill a model with the tensors of a state dict; the arrays are copied, and moments among them left out."""
+    model.load_state_dict({key: torch.from_numpy(np.asarray(a)) for key, a in arrays.items() if MOMENT not in key})
 
 
 def learning_rate(base: float, warmup: float, round: int, rounds: int) -> float:
-    """Warm-up for a share of the rounds, then cosine (Loshchilov & Hutter 2017) to 2 % of the base rate.
+    """Warm-up for a share of the rounds of a stage, then cosine (Loshchilov & Hutter 2017) to 2 % of its base rate.
 
     Args:
-        round: counts from 1.
+        round: counts from 1, within the stage.
     """
     rising = max(1, int(warmup * rounds + 0.5))
     if round <= rising:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.ledger import Ledger, LedgerFault
-from dsm_core.config import Config, PrivacyConfig, config_hash
+from dsm_core.config import Config, config_hash
 from dsm_core.data import Datalist, read_datalist, split_held_out
-from strategies.messages import LOSS, NUM_CASES, SECONDS, TrainOrder
+from dsm_core.stages import MOVING
+from strategies.messages import LOSS, NUM_CASES, SECONDS, MessageFault, TrainOrder
 
 if TYPE_CHECKING:
     from client.trainer import Arrays, Trainer
-    from dsm_core.data import PatchSampler
+    from dsm_core.data import Volume
+    from dsm_core.objectives import FrozenMaps, SiteObjective
     from dsm_core.text_space import TextSpace
 
 _KEPT_SESSIONS = 64
@@ -30,7 +33,7 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a site's training pass gives: every tensor of the model, and metrics for the server."""
+    """What a site's training pass gives: the tensors that its stage trains, and metrics for the server."""
 
     arrays: Arrays
     metrics: dict[str, Any]
@@ -38,12 +41,35 @@ class TrainResult:
 
 @dataclass
 class SiteSession:
-    """A site in training."""
+    """A site in training. What the stages share is its scans, its model, and what frozen parts make of each scan.
+
+    Attributes:
+        stage: that of the trainer; empty before the first order.
+    """
 
     datalist: Datalist
-    sampler: PatchSampler
-    trainer: Trainer
-    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    maps: FrozenMaps
+    config: Config
+    stage: str = ""
+    trainer: Trainer = field(init=False)
+    objective: SiteObjective = field(init=False)
+
+    def begin(self, stage: str) -> None:
+        """Train this stage from now on; an optimiser of another stage is given up, with its moments.
+
+        Raises:
+            MessageFault: the site has labelled nothing that the stage trains.
+        """
+        from client.trainer import Trainer
+        from dsm_core.objectives import make_objective
+
+        if stage == self.stage:
+            return
+        objective = make_objective(stage, self.maps, self.datalist, self.config)
+        if objective is None:
+            raise MessageFault(f"this site has labelled nothing that the stage {stage!r} trains")
+        self.objective, self.trainer = objective, Trainer(self.maps.model, objective, self.config.train)
+        self.stage = stage
 
     def optimizer_arrays(self) -> Arrays:
         """The optimiser's moments, to be kept at the site between rounds."""
@@ -90,26 +116,27 @@ def _open_session(
     site_dir: Path, config: Config, text: TextSpace, device: str, earlier: SiteSession | None
 ) -> SiteSession:
     """A session; the volumes of an `earlier` one with another text space serve on."""
-    from client.trainer import Trainer
-    from dsm_core.data import PatchSampler, SiteVolumes
+    from dsm_core.data import SiteVolumes
     from dsm_core.device import find_device
     from dsm_core.model import build_model
+    from dsm_core.objectives import FrozenMaps
 
     place = find_device(device)
     if earlier is None:
         datalist = open_datalist(site_dir, config)
-        sampler = PatchSampler(SiteVolumes(datalist, config.data), datalist, config.data)
+        volumes: Sequence[Volume] = SiteVolumes(datalist, config.data)
     else:
-        datalist, sampler = earlier.datalist, earlier.sampler
-    trainer = Trainer(build_model(config.model, text).to(place), text, config.train, datalist.labelled_classes)
-    return SiteSession(datalist, sampler, trainer, config.privacy)
+        datalist, volumes = earlier.datalist, earlier.maps.volumes
+    maps = FrozenMaps(build_model(config.model, text).to(place), text, volumes, config.data)
+    return SiteSession(datalist, maps, config)
 
 
 def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder, ledger_file: Path) -> TrainResult:
     """Train on from the global tensors for one round.
 
     Args:
-        session: the site. arrays: the global model's tensors. order: what the server asks.
+        session: the site, which has begun the stage of the order. arrays: the global model's tensors.
+        order: what the server asks.
         ledger_file: where the site keeps its privacy ledger, if it keeps one.
 
     Raises:
@@ -122,27 +149,29 @@ def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder, ledger_
     trainer = session.trainer
     trainer.load(arrays)
     if order.share_moments:
-        trainer.load_moments(arrays, steps=(order.round - 1) * order.local_steps)
-    rate = learning_rate(order.lr, trainer.config.warmup, order.round, order.rounds)
+        trainer.load_moments(arrays, steps=(order.stage_round - 1) * order.local_steps)
+    rate = learning_rate(order.lr, trainer.config.warmup, order.stage_round, order.stage_rounds)
     metrics: dict[str, Any] = {}
-    if session.privacy.mode == "dp_sgd":
+    if session.config.privacy.mode == "dp_sgd":
         _train_privately(session, order, rate, ledger_file)
     elif ledger_file.exists():
         raise LedgerFault(f"{ledger_file} is this site's, so it trains privately only; the server asked for mode none")
     else:
         seed = StepSeed(order.seed, session.datalist.site, order.round)
-        losses = trainer.steps(session.sampler, order.local_steps, rate, seed)
+        losses = trainer.steps(order.local_steps, rate, seed)
         metrics = {
             NUM_CASES: len(session.datalist.annotated_cases),
             LOSS: losses["loss"],
             SECONDS: time.perf_counter() - started,
         }
-    return TrainResult(trainer.arrays() | (trainer.moments() if order.share_moments else {}), metrics)
+    trained = MOVING[order.stage].part(trainer.arrays())
+    return TrainResult(trained | (trainer.moments() if order.share_moments else {}), metrics)
 
 
 def _train_privately(session: SiteSession, order: TrainOrder, rate: float, ledger_file: Path) -> None:
     from client.privacy import PatientAccountant, train_private_round  # Opacus takes seconds to import
 
     ledger = Ledger(ledger_file, session.datalist.site, PatientAccountant())
-    expected = session.trainer.config.batch
-    train_private_round(session.trainer, session.sampler, order, rate, expected, session.privacy, ledger)
+    # In every stage alike: one sampling rate is what the noise of the whole run is found from.
+    expected, privacy = session.config.train.batch, session.config.privacy
+    train_private_round(session.trainer, session.objective, order, rate, expected, privacy, ledger)

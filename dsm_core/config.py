@@ -36,10 +36,23 @@ class ModelConfig:
     decoder_width: int = 48  # channels of the pixel decoder at 1/4 and below
     query_width: int = 64  # channels of a query
     mask_width: int = 32  # channels of the pixel map at 1/2, from which masks are read
+    prior_widths: tuple[int, ...] = (16, 32, 48)  # channels of the denoiser at 1/2, 1/4, 1/8
+    refine_steps: int = 1  # DDIM steps from noise to the healthy scan; 1 predicts it at once
+    lesion_width: int = 16  # channels of the map from which lesions are read
+    fusion: bool = True  # the denoiser's hidden map is fused into the lesion map
     scan_backend: str = "auto"  # auto | native | torch | cuda
+    precision: str = "float32"  # float32 | bfloat16: of encoder and pixel decoder; the scan stays in float32
+    checkpointing: bool = False  # the encoder's stages are computed again on the way back: less memory, more time
 
     def __post_init__(self) -> None:
         self.widths, self.mamba_blocks = tuple(self.widths), tuple(self.mamba_blocks)
+        self.prior_widths = tuple(self.prior_widths)
+        _require(len(self.prior_widths) == 3, f"model.prior_widths wants 3 levels, found {len(self.prior_widths)}")
+        _require(
+            self.precision in ("float32", "bfloat16"),
+            f"model.precision wants float32 or bfloat16, found {self.precision!r}",
+        )
+        _require(self.refine_steps > 0, f"model.refine_steps wants at least 1, found {self.refine_steps}")
         _require(
             len(self.widths) == len(self.mamba_blocks) == 4,
             f"model.widths and model.mamba_blocks want 4 stages, found {len(self.widths)} and {len(self.mamba_blocks)}",
@@ -54,12 +67,13 @@ class DataConfig:
     spacing_mm: tuple[float, ...] = (4.0, 4.0, 4.0)
     intensity_hu: tuple[float, ...] = (-175.0, 250.0)  # window mapped to [0, 1]
     patch: tuple[int, ...] = (48, 48, 48)
+    crop: tuple[int, ...] = (32, 32, 32)  # voxels of a crop from which prior and tumour queries learn
     foreground_share: float = 2 / 3  # share of crops around a voxel of a labelled class; the others lie anywhere
     held_out: float = 0.0  # share of a site's cases kept out of training; dsm-simulate takes 0.2 without an eval_dir
 
     def __post_init__(self) -> None:
         self.spacing_mm, self.intensity_hu = tuple(self.spacing_mm), tuple(self.intensity_hu)
-        self.patch = tuple(self.patch)
+        self.patch, self.crop = tuple(self.patch), tuple(self.crop)
         _require(
             len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0,
             f"data.spacing_mm wants three positive lengths in mm, found {self.spacing_mm}",
@@ -67,6 +81,10 @@ class DataConfig:
         _require(
             len(self.patch) == 3 and all(p > 0 and p % 16 == 0 for p in self.patch),
             f"data.patch wants three multiples of 16 voxels, found {self.patch}",
+        )
+        _require(
+            len(self.crop) == 3 and all(c > 0 and c % 8 == 0 for c in self.crop),
+            f"data.crop wants three multiples of 8 voxels, found {self.crop}",
         )
         _require(
             len(self.intensity_hu) == 2 and self.intensity_hu[0] < self.intensity_hu[1],
@@ -77,23 +95,54 @@ class DataConfig:
 
 @dataclass
 class TrainConfig:
-    """Local training at a site."""
+    """Local training at a site; `lr` is that of the organs, the later stages have rates of their own."""
 
     local_steps: int = 5  # optimiser steps of a site per round
-    batch: int = 2  # patches per step
+    batch: int = 2  # patches per step of the organs; under privacy, patients per step in every stage
+    crops: int = 8  # crops per step of prior and tumours
     lr: float = 2e-3  # base rate; sites that share moments step with sqrt(sites) times it
     weight_decay: float = 1e-4
-    warmup: float = 0.05  # share of the rounds with a rising learning rate
+    warmup: float = 0.05  # share of a stage's rounds with a rising learning rate
     text_only: float = 0.3  # probability that a class row is dropped, so that its text alone is a working query
     text_noise: float = 0.05  # length of the noise added to a unit text vector
     clip_norm: float = 1.0  # longest gradient of a step, L2 over all parameters
 
     def __post_init__(self) -> None:
-        _require(self.local_steps > 0 and self.batch > 0, "train.local_steps and train.batch want at least 1")
+        _require(
+            min(self.local_steps, self.batch, self.crops) > 0,
+            "train.local_steps, train.batch and train.crops want at least 1",
+        )
         _require(self.lr > 0, f"train.lr wants a positive number, found {self.lr}")
         _require(self.clip_norm > 0, f"train.clip_norm wants a positive number, found {self.clip_norm}")
         for name in ("warmup", "text_only"):
             _require(0 <= getattr(self, name) < 1, f"train.{name} wants a share in [0, 1), found {getattr(self, name)}")
+
+
+@dataclass
+class PriorConfig:
+    """The stage that learns what healthy tissue looks like, with the organ model frozen."""
+
+    rounds: int = 30  # 0 leaves the stage out
+    lr: float = 2e-3
+
+    def __post_init__(self) -> None:
+        _check_stage("prior", self)
+
+
+@dataclass
+class TumorsConfig:
+    """The stage that trains the tumour queries, with organ model and prior frozen."""
+
+    rounds: int = 40  # 0 leaves the stage out
+    lr: float = 2e-3
+
+    def __post_init__(self) -> None:
+        _check_stage("tumors", self)
+
+
+def _check_stage(name: str, stage: PriorConfig | TumorsConfig) -> None:
+    _require(stage.rounds >= 0, f"{name}.rounds wants 0 (leave the stage out) or more, found {stage.rounds}")
+    _require(stage.lr > 0, f"{name}.lr wants a positive number, found {stage.lr}")
 
 
 PRIVACY_MODES = ("none", "dp_sgd")
@@ -102,7 +151,7 @@ TRAINED_PARTS = ("everything", "queries", "adapters")
 
 @dataclass
 class PrivacyConfig:
-    """What the patients of every site are promised about a whole run, and how it is kept.
+    """What the patients of every site are promised about a whole run, all its stages together, and how it is kept.
 
     A site counts its own patients, so it finds its own noise; its ledger may allow less than is asked here, never more.
     """
@@ -251,7 +300,7 @@ class Config:
     sites: int = 4  # generated sites; ignored when sites_dir is given
     sites_dir: str | None = None  # a folder of site folders
     eval_dir: str | None = None  # held-out truth: one folder for all sites, or one sub-folder a site
-    rounds: int = 100  # 0 with `start`: that checkpoint alone is scored
+    rounds: int = 60  # of the first stage, organs; 0 with `start`: that checkpoint holds them
     start: str | None = None  # a checkpoint folder to start from; under privacy it must be public, or paid for already
     resume: str | None = None  # folder of a run that was stopped: goes on with that run's own configuration
     compare: str = "local"  # none | local | all
@@ -262,6 +311,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    tumors: TumorsConfig = field(default_factory=TumorsConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -270,9 +321,20 @@ class Config:
     def __post_init__(self) -> None:
         _require(self.sites > 0, f"sites wants at least 1, found {self.sites}")
         least = 0 if self.start else 1
-        _require(self.rounds >= least, f"rounds wants at least 1 (0 with start=CHECKPOINT), found {self.rounds}")
+        _require(
+            self.rounds >= least, f"rounds wants at least 1 (0 with start=CHECKPOINT: its organs), found {self.rounds}"
+        )
         _require(self.threads >= 0, f"threads wants 0 (one a core) or more, found {self.threads}")
         _require(self.nsd_tolerance_mm > 0, f"nsd_tolerance_mm wants mm above 0, found {self.nsd_tolerance_mm}")
+        _require(
+            self.privacy.mode == "none" or (self.model.precision == "float32" and not self.model.checkpointing),
+            "private training reads each patient's gradient layer by layer, which wants model.precision=float32 and "
+            "model.checkpointing=false",
+        )
+        _require(
+            self.privacy.mode == "none" or self.privacy.trained != "queries" or self.prior.rounds == 0,
+            "privacy.trained=queries trains nothing of the prior, which holds no query; set prior.rounds=0 as well",
+        )
         _require(self.compare in ("none", "local", "all"), f"compare wants none, local or all, found {self.compare!r}")
 
 

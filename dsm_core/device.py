@@ -1,8 +1,12 @@
-"""On which device is computed? A name typed by a person, found to be there."""
+"""On which device is computed? A name typed by a person, found to be there; and a batch brought to it."""
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from dsm_core.config import ConfigError
 
@@ -26,3 +30,12 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device {name} is not available here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def placed(batch: Any, device: torch.device) -> Any:
+    """A batch, or a part of one, on a device; what is no tensor stays as it is."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if not is_dataclass(batch) or isinstance(batch, type):
+        return batch
+    return replace(batch, **{part.name: placed(getattr(batch, part.name), device) for part in fields(batch)})

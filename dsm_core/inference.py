@@ -1,6 +1,6 @@
-"""What does the model see in a scan: sliding window over the volume, masks back in the scan's own grid.
+"""What does a trained model find in a scan? Phrases in; masks, presence and the anomaly map in the scan's own grid out.
 
-Axis legend: `B` windows, `Q` queries, `X Y Z` voxels (RAS+ on the working grid; as stored on the scan's own grid).
+Axis legend: `Q` queries, `X Y Z` voxels as stored on the scan's own grid.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.inferers import sliding_window_inference
-from monai.transforms import SpatialResample
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from dsm_core.checkpoint import Checkpoint
-from dsm_core.classes import ClassInfo, ClassKind, describe_class
+from dsm_core.classes import ClassInfo, describe_class
 from dsm_core.config import DataConfig
 from dsm_core.data.volumes import Volume, read_image
-from dsm_core.model import DSM, QuerySet
+from dsm_core.hosts import check_host, host_organs, keep_near_hosts, places_searched
+from dsm_core.model import DSM
+from dsm_core.own_grid import OwnGrid
 from dsm_core.text_space import TextSpace, TextSpaceError
+from dsm_core.volume_answers import predict_volume
 
-_SLAB_VOXELS = 16_000_000  # voxels of the scan's own grid resampled at a time: a few hundred MB
+
+class NoPriorError(ValueError):
+    """A model that does not know healthy tissue was asked how a scan departs from it."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,11 @@ class Prediction:
     Attributes:
         classes: what each query was understood as, in the order asked.
         masks: (Q, X, Y, Z) bool.
-        presence: (Q,) probability that the class is in the scan: the largest over the windows.
+        presence: (Q,) probability that the class is in the scan.
         affine: (4, 4) float64, voxel -> mm, the scan's own.
         probabilities: (Q, X, Y, Z) float16, or None where they were not asked for.
+        anomaly: (X, Y, Z) float32, departure from healthy tissue in standard deviations; None where not asked for.
+        remarks: what the asker should know of this scan.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -45,68 +49,13 @@ class Prediction:
     presence: Tensor
     affine: np.ndarray
     probabilities: Tensor | None = None
+    anomaly: Tensor | None = None
+    remarks: tuple[str, ...] = ()
 
     def volumes_ml(self) -> list[float]:
         """Volume of each mask in millilitres."""
         voxel_ml = abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
         return [int(mask.sum()) * voxel_ml for mask in self.masks]
-
-
-def predict_volume(
-    model: DSM,
-    image: Tensor,
-    queries: QuerySet,
-    data: DataConfig,
-    overlap: float = 0.25,
-    presence_gate: bool = False,
-    progress: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Probabilities of the asked queries on the working grid; a window's features are computed once for all of them.
-
-    Args:
-        image: (1, X, Y, Z) in [0, 1] on any device.
-        overlap: share of a window that it has in common with its neighbour; windows are weighted by a Gaussian.
-        presence_gate: a window's probabilities shrink by twice its presence where that is below 1/2.
-
-    Returns:
-        Probabilities (Q, X, Y, Z) float32, on the image's device, and presence (Q,), the largest over the windows.
-    """
-    device = queries.text.device
-    presence = torch.zeros(len(queries.asked), device=device)
-
-    def answer(windows: Tensor) -> Tensor:
-        masks = windows.new_zeros(len(windows), len(queries.asked), *windows.shape[2:])
-        has_tissue = windows.flatten(1).amax(1) > 0
-        if has_tissue.any():
-            out = model.decode(model.encode_image(windows[has_tissue]), queries)
-            present = out.presence_logits.float().sigmoid()
-            torch.maximum(presence, present.amax(0), out=presence)
-            found = out.mask_logits.float().sigmoid()
-            if presence_gate:
-                found = found * (2 * present).clamp(max=1)[..., None, None, None]
-            masks[has_tissue] = found
-        return masks
-
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            probabilities = sliding_window_inference(
-                torch.as_tensor(image)[None],
-                roi_size=data.patch,
-                # On CPU too: PyTorch has a fast 3-D convolution for batches, and a slow one for a single window.
-                sw_batch_size=4 if device.type == "cpu" else 8,
-                predictor=answer,
-                overlap=overlap,
-                mode="gaussian",
-                sw_device=device,
-                device=image.device,
-                progress=progress,
-            )
-    finally:
-        model.train(was_training)
-    assert isinstance(probabilities, Tensor)
-    return probabilities[0].as_subclass(Tensor), presence.to(image.device)
 
 
 class Predictor:
@@ -118,30 +67,34 @@ class Predictor:
         text: TextSpace,
         data: DataConfig,
         device: torch.device | str = "cpu",
-        overlap: float = 0.25,
-        presence_gate: bool = False,
         host_margin_mm: float | None = None,
+        host: str | None = None,
     ) -> None:
         """Put the parts together.
 
         Args:
             host_margin_mm: lesions are kept only within this distance of their predicted host organ, where the text
                 space holds that organ; None keeps them everywhere.
+            host: organ in which lesions are looked for whose own host is unknown.
+
+        Raises:
+            HostError: the model was trained on no such organ.
         """
         self.model, self.text, self.data = model.to(device), text, data
-        self.overlap, self.presence_gate, self.host_margin_mm = overlap, presence_gate, host_margin_mm
+        self.host_margin_mm, self.host = host_margin_mm, host
+        if host is not None:
+            check_host(host, model, text)
 
     @classmethod
     def from_checkpoint(
         cls,
         checkpoint: Checkpoint,
         device: torch.device | str = "cpu",
-        overlap: float = 0.25,
-        presence_gate: bool = False,
         host_margin_mm: float | None = None,
+        host: str | None = None,
     ) -> Predictor:
         """The predictor of a saved model."""
-        return cls(checkpoint.model, checkpoint.text, checkpoint.data, device, overlap, presence_gate, host_margin_mm)
+        return cls(checkpoint.model, checkpoint.text, checkpoint.data, device, host_margin_mm, host)
 
     def understand(self, queries: Sequence[str]) -> tuple[ClassInfo, ...]:
         """The class each query means: one of the text space by name or synonym, else what its own words say.
@@ -154,24 +107,46 @@ class Predictor:
         self.text.encode(queries)
         return tuple(self.text.find(query) or describe_class(query) for query in queries)
 
+    def places_searched(self, classes: Sequence[ClassInfo]) -> dict[str, str]:
+        """Of each lesion among the classes, by name: where it is looked for, and how that is known."""
+        return places_searched(self.model.query_set([info.name for info in classes], self.text, self.host))
+
+    def check_prior(self) -> None:
+        """Return silently if the model can say how a scan departs from health.
+
+        Raises:
+            NoPriorError: its prior was never trained.
+        """
+        if not self.model.prior.is_trained:
+            raise NoPriorError(
+                "this model holds no trained prior of healthy tissue, so it cannot say how a scan departs from it; "
+                "use the checkpoint of a run with prior.rounds above 0"
+            )
+
     def predict(
         self,
         scan: Path | Volume,
         queries: Sequence[str],
         threshold: float = 0.5,
         keep_probabilities: bool = False,
+        keep_anomaly: bool = False,
         progress: bool = False,
     ) -> Prediction:
         """Masks of the queries in the scan's own grid and affine.
 
         Args:
             scan: a NIfTI file in Hounsfield units, or a volume already on the working grid.
+            queries: none where only the anomaly map is wanted.
+            keep_anomaly: with the map of departure from health, which needs no query.
 
         Raises:
             TextSpaceError: see `understand`.
+            NoPriorError: the anomaly map is wanted, and the model's prior was never trained.
             DatalistError: the file cannot be read as one finite 3-D scan.
         """
-        classes = self.understand(queries)
+        if keep_anomaly:
+            self.check_prior()
+        classes = () if keep_anomaly and not queries else self.understand(queries)
         if isinstance(scan, Volume):
             image = MetaTensor(scan.image, affine=scan.affine)
             shape, affine = tuple(image.shape[1:]), np.asarray(scan.affine, dtype=np.float64)
@@ -179,63 +154,22 @@ class Predictor:
             image = read_image(scan, self.data)
             stored = nibabel.load(scan)  # type: ignore[attr-defined]
             shape, affine = tuple(stored.shape), np.asarray(stored.affine, dtype=np.float64)  # type: ignore[attr-defined]
-        hosts = self._host_organs(classes)
+        hosts = [[] for _ in classes] if self.host_margin_mm is None else host_organs(classes, self.text)
         asked = [info.name for info in classes] + [name for names in hosts for name in names]
-        probabilities, presence = predict_volume(
+        answer = predict_volume(
             self.model,
             image.as_tensor(),
-            self.model.query_set(asked, self.text),
+            self.model.query_set(asked, self.text, self.host),
             self.data,
-            self.overlap,
-            self.presence_gate,
+            keep_anomaly,
             progress,
         )
-        probabilities = self._within_hosts(probabilities, hosts, threshold)[: len(classes)]
-        masks, kept = _own_grid(probabilities, image.affine, shape, affine, threshold, keep_probabilities)
-        return Prediction(classes, masks, presence[: len(classes)], affine, kept)
-
-    def _host_organs(self, classes: Sequence[ClassInfo]) -> list[list[str]]:
-        """For each class, the organs of the text space that are its host ("kidney": also the right and left one)."""
-        if self.host_margin_mm is None:
-            return [[] for _ in classes]
-        organs = [info.name for info in self.text.classes if info.kind is ClassKind.ORGAN]
-        return [[name for name in organs if info.host and f" {name}".endswith(f" {info.host}")] for info in classes]
-
-    def _within_hosts(self, probabilities: Tensor, hosts: Sequence[Sequence[str]], threshold: float) -> Tensor:
-        following = len(hosts)
-        for row, names in enumerate(hosts):
-            if names and self.host_margin_mm is not None:
-                host = (probabilities[following : following + len(names)] >= threshold).any(0).cpu().numpy()
-                following += len(names)
-                if host.any():
-                    away_mm = np.asarray(distance_transform_edt(~host, sampling=self.data.spacing_mm))
-                    probabilities[row] *= torch.as_tensor(away_mm <= self.host_margin_mm).to(probabilities.device)
-                else:
-                    probabilities[row] = 0
-        return probabilities
-
-
-def _own_grid(
-    probabilities: Tensor,
-    working_affine: Tensor,
-    shape: tuple[int, ...],
-    affine: np.ndarray,
-    threshold: float,
-    keep_probabilities: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Masks (Q, X, Y, Z), and probabilities where asked for, on the scan's own grid; slab by slab along X."""
-    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float32)
-    working = MetaTensor(probabilities.cpu(), affine=working_affine)
-    masks = torch.zeros((len(probabilities), *shape), dtype=torch.bool)
-    kept = torch.zeros(masks.shape, dtype=torch.float16) if keep_probabilities else None
-    thickness = max(1, _SLAB_VOXELS // (shape[1] * shape[2] * max(1, len(probabilities))))
-    for start in range(0, shape[0], thickness):
-        stop = min(start + thickness, shape[0])
-        shift = np.eye(4)
-        shift[0, 3] = start
-        slab = resample(working, dst_affine=torch.as_tensor(affine @ shift), spatial_size=(stop - start, *shape[1:]))
-        values = torch.as_tensor(slab).as_subclass(Tensor)
-        masks[:, start:stop] = values >= threshold
-        if kept is not None:
-            kept[:, start:stop] = values.half()
-    return masks, kept
+        probabilities = answer.probabilities[: len(classes)]
+        if self.host_margin_mm is not None:
+            probabilities = keep_near_hosts(
+                answer.probabilities, hosts, threshold, self.host_margin_mm, self.data.spacing_mm
+            )
+        grid = OwnGrid(shape, affine, image.affine)
+        masks, kept = grid.masks(probabilities, threshold, keep_probabilities)
+        anomaly = grid.map(answer.anomaly) if keep_anomaly and answer.anomaly is not None else None
+        return Prediction(classes, masks, answer.presence[: len(classes)], affine, kept, anomaly, answer.remarks)

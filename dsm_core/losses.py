@@ -14,19 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsm_core.mask_sums import mask_sums
-from dsm_core.model import DSMOutput, QuerySet
+from dsm_core.model import DSMOutput, QuerySet, TumorAnswer
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the parts of `dsm_loss`."""
+    """Weights of the parts of `organ_loss` and `tumor_loss`."""
 
     dice: float = 1.0
     cross_entropy: float = 1.0
+    # Dice alone makes a lesion's scores all or nothing; a lesion is a hundredth of its crop, so this is their balance.
+    lesion_cross_entropy: float = 10.0
     grouping: float = 0.3
     presence: float = 0.1
     text: float = 0.05
-    lesion: float = 2.0  # of a lesion's mask, against 1 of an organ's
 
 
 def mask_losses(logits: Tensor, masks: Tensor, annotated: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +104,7 @@ def text_loss(vectors: Tensor, bank: Tensor, target: Tensor, temperature: float 
     return -picked.mean(1)
 
 
-def dsm_loss(
+def organ_loss(
     output: DSMOutput,
     queries: QuerySet,
     masks: Tensor,
@@ -111,35 +112,68 @@ def dsm_loss(
     bank: Tensor,
     weights: LossWeights | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """All parts together.
+    """What the organ queries learn from.
 
     Args:
-        output: answers to the K asked queries. masks: (B, K, X, Y, Z). annotated: (B, K). bank: (N, E).
+        output: answers to the K asked queries, all of them organs. masks: (B, K, X, Y, Z). annotated: (B, K).
+        bank: (N, E).
 
     Returns:
         The loss per sample (B,), and its parts (B,) by name.
     """
     weights = weights or LossWeights()
-    share = torch.tensor([weights.lesion if q >= queries.organs else 1.0 for q in queries.asked])
-    dice, cross_entropy = mask_losses(output.mask_logits, masks, annotated * share)
+    dice, cross_entropy = mask_losses(output.mask_logits, masks, annotated)
     asked = torch.tensor(queries.asked)
-    organ = [i for i, q in enumerate(queries.asked) if q < queries.organs]
     grouping = torch.zeros_like(dice)
-    share = masks[:, organ].float()
-    for logits in sorted(output.grouping_logits, key=lambda g: -g.shape[2]) if organ else ():
+    share = masks.float()
+    for logits in sorted(output.grouping_logits, key=lambda g: -g.shape[2]):
         _, _, x, y, z = logits.shape
         share = F.adaptive_avg_pool3d(share, (x, y, z))  # finest first: the next scale pools far fewer voxels
-        allowed = allowed_groups(share, annotated[:, organ], asked[organ], logits.shape[1])
+        allowed = allowed_groups(share, annotated, asked, logits.shape[1])
         grouping = grouping + grouping_loss(logits, allowed) / len(output.grouping_logits)
-    annotated = annotated.to(dice.dtype)
-    present = masks.flatten(2).any(2).to(dice.dtype)
-    presence = F.binary_cross_entropy_with_logits(output.presence_logits, present, reduction="none")
-    presence = (presence * annotated).sum(1) / annotated.sum(1).clamp(min=1)
     parts = {
         "dice": weights.dice * dice,
         "cross_entropy": weights.cross_entropy * cross_entropy,
         "grouping": weights.grouping * grouping,
-        "presence": weights.presence * presence,
+        "presence": weights.presence * presence_loss(output.presence_logits, masks.flatten(2).any(2), annotated),
         "text": weights.text * text_loss(output.text_vectors, bank, queries.row[asked]),
     }
     return torch.stack(list(parts.values())).sum(0), parts
+
+
+def tumor_loss(
+    answer: TumorAnswer,
+    masks: Tensor,
+    annotated: Tensor,
+    absent: Tensor,
+    bank: Tensor,
+    target: Tensor,
+    weights: LossWeights | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the tumour queries learn from.
+
+    Args:
+        answer: to L lesions. masks: (B, L, X, Y, Z). annotated: (B, L).
+        absent: (B, L), lesions that cannot be in this volume, annotated or not, since their host is not.
+        bank: (N, E). target: (L,) bank row of each lesion.
+
+    Returns:
+        The loss per sample (B,), and its parts (B,) by name.
+    """
+    weights = weights or LossWeights()
+    dice, cross_entropy = mask_losses(answer.mask_logits, masks, annotated)
+    present = masks.flatten(2).any(2) & annotated.bool()
+    parts = {
+        "dice": weights.dice * dice,
+        "cross_entropy": weights.lesion_cross_entropy * cross_entropy,
+        "presence": weights.presence * presence_loss(answer.presence_logits, present, annotated.bool() | absent),
+        "text": weights.text * text_loss(answer.text_vectors, bank, target),
+    }
+    return torch.stack(list(parts.values())).sum(0), parts
+
+
+def presence_loss(logits: Tensor, present: Tensor, known: Tensor) -> Tensor:
+    """Cross-entropy of "is it in this volume?" over the classes of which that is known; (B, K) each, gives (B,)."""
+    loss = F.binary_cross_entropy_with_logits(logits, present.to(logits.dtype), reduction="none")
+    known = known.to(logits.dtype)
+    return (loss * known).sum(1) / known.sum(1).clamp(min=1)

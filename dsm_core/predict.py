@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,17 +12,16 @@ import nibabel
 import numpy as np
 
 from dsm_core.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from dsm_core.classes import ClassKind
 from dsm_core.config import TextConfig
 from dsm_core.data.faults import DatalistError
 from dsm_core.device import DeviceError, find_device
-from dsm_core.inference import Prediction, Predictor
+from dsm_core.hosts import HostError
+from dsm_core.inference import NoPriorError, Predictor
 from dsm_core.phrase_cache import cache_folder, with_cached_phrases
 from dsm_core.predict_arguments import add_arguments
+from dsm_core.prediction_files import output_stem, write_prediction
 from dsm_core.text_composition import Composition, with_composition
 from dsm_core.text_space import TextSpace, TextSpaceError
-
-_ENDINGS = (".nii.gz", ".nii")
 
 
 class PredictError(ValueError):
@@ -42,7 +39,7 @@ def answer(options: argparse.Namespace) -> int:
     """Do what the options of `add_arguments` say; the exit code of `main`."""
     try:
         _run(options)
-    except (PredictError, CheckpointError, TextSpaceError, DatalistError, OSError) as error:
+    except (PredictError, CheckpointError, TextSpaceError, HostError, NoPriorError, DatalistError, OSError) as error:
         what = error.details() if isinstance(error, DatalistError) else str(error)
         print(f"dsm-predict: {' '.join(what.split())}", file=sys.stderr)
         return 2
@@ -50,32 +47,43 @@ def answer(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    stem = _output_stem(options.output, options.scan)
     queries = _queries(options.query)
+    outputs = _outputs(options, queries)
     if not 0 < options.threshold < 1:
         raise PredictError(f"--threshold wants a probability between 0 and 1, found {options.threshold}")
     scan = _open_scan(options.scan, options.allow_non_ct)
     checkpoint = load_checkpoint(options.checkpoint)
     predictor = _predictor(checkpoint, options)
-    classes = predictor.understand(queries)
+    if options.anomaly:
+        predictor.check_prior()
+    classes = predictor.understand(queries) if queries else ()
     print(f"scan {_sizes(scan.shape)} voxels of {_sizes(scan.header.get_zooms())} mm")
     print(f"worked on at {_sizes(checkpoint.data.spacing_mm)} mm")
     print(f"text encoder: {predictor.text.encoder}")
+    places = predictor.places_searched(classes)
     for query, info in zip(queries, classes, strict=True):
         known = "a class of the model" if info.name in predictor.text.names else "a free phrase"
-        host = f", host {info.host}" if info.host else ""
-        print(f"  {query!r}: {info.kind} {info.name!r}{host}, {known}{_provenance(predictor.text, query)}")
+        place = f", {places[info.name]}" if info.name in places else ""
+        provenance = _provenance(predictor.text, query)
+        print(f"  {query!r}: {info.kind} {info.name!r}, {known}{place}{provenance}")
     if options.dry_run:
-        print(f"dry run: would write {options.output}")
+        print(f"dry run: would write {' and '.join(f'{path}' for path in outputs)}")
         return
     prediction = predictor.predict(
-        options.scan, queries, options.threshold, keep_probabilities=options.probability, progress=True
+        options.scan,
+        queries,
+        options.threshold,
+        keep_probabilities=options.probability,
+        keep_anomaly=options.anomaly is not None,
+        progress=True,
     )
-    outputs = _write(prediction, queries, scan, options.output, stem, predictor.text.encoder)
+    for remark in prediction.remarks:
+        print(f"note: {remark}")
+    written = write_prediction(prediction, queries, scan, options.output, options.anomaly, predictor.text.encoder)
     legend = zip(queries, prediction.volumes_ml(), prediction.presence.tolist(), strict=True)
     for value, (query, volume_ml, presence) in enumerate(legend, start=1):
         print(f"  {value} = {query}: {volume_ml:.1f} ml, presence {presence:.2f}")
-    print(*outputs, sep="\n")
+    print(*written, sep="\n")
 
 
 def _provenance(text: TextSpace, query: str) -> str:
@@ -91,16 +99,26 @@ def _sizes(lengths: Sequence[float]) -> str:
     return " x ".join(f"{float(length):.3g}" for length in lengths)
 
 
-def _output_stem(output: Path, scan: Path) -> str:
-    """The output's name without its ending."""
-    ending = next((ending for ending in _ENDINGS if output.name.endswith(ending)), None)
-    if ending is None or output.name == ending:
-        raise PredictError(f"-o wants a name ending in .nii.gz or .nii, found {output}")
-    if not output.parent.is_dir():
-        raise PredictError(f"the folder {output.parent} of -o does not exist; create it first")
-    if output.is_dir() or output.resolve() == scan.resolve():
-        raise PredictError(f"-o {output} would overwrite {'a folder' if output.is_dir() else 'the scan'}; name another")
-    return output.name.removesuffix(ending)
+def _outputs(options: argparse.Namespace, queries: Sequence[str]) -> list[Path]:
+    """The images to be written, each found to have a place."""
+    if not queries and options.anomaly is None:
+        raise PredictError("nothing is asked: give --query PHRASE with -o OUT.nii.gz, or --anomaly OUT.nii.gz")
+    if bool(queries) != bool(options.output):
+        found = "--query without -o" if queries else "-o without --query"
+        raise PredictError(f"found {found}; the label map wants both")
+    named = [(flag, path) for flag, path in (("-o", options.output), ("--anomaly", options.anomaly)) if path]
+    for flag, path in named:
+        if output_stem(path) is None:
+            raise PredictError(f"{flag} wants a name ending in .nii.gz or .nii, found {path}")
+        if not path.parent.is_dir():
+            raise PredictError(f"the folder {path.parent} of {flag} does not exist; create it first")
+        if path.is_dir() or path.resolve() == options.scan.resolve():
+            raise PredictError(
+                f"{flag} {path} would overwrite {'a folder' if path.is_dir() else 'the scan'}; name another"
+            )
+    if len(named) == 2 and options.output.resolve() == options.anomaly.resolve():
+        raise PredictError(f"-o and --anomaly name the same file {options.output}; name two")
+    return [path for _, path in named]
 
 
 def _queries(phrases: Sequence[str]) -> list[str]:
@@ -156,52 +174,7 @@ def _predictor(checkpoint: Checkpoint, options: argparse.Namespace) -> Predictor
         device = find_device(options.device)
     except DeviceError as error:
         raise PredictError(f"--{error}") from error
-    return Predictor.from_checkpoint(checkpoint, device, host_margin_mm=options.host_margin_mm)
-
-
-def _write(
-    prediction: Prediction, queries: Sequence[str], scan: nibabel.Nifti1Image, output: Path, stem: str, encoder: str
-) -> list[Path]:
-    """Label map, legend and probabilities; all of them or none. Lesions are painted over organs, later over earlier."""
-    painted = np.zeros(prediction.masks.shape[1:], dtype=np.uint8)
-    order = sorted(range(len(queries)), key=lambda row: prediction.classes[row].kind is ClassKind.LESION)
-    for row in order:
-        painted[prediction.masks[row].numpy()] = row + 1
-    about = zip(queries, prediction.classes, prediction.volumes_ml(), prediction.presence.tolist(), strict=True)
-    legend = {
-        "text_encoder": encoder,
-        "labels": {
-            query: {"value": value, "class": info.name, "kind": info.kind, "volume_ml": volume_ml, "presence": presence}
-            for value, (query, info, volume_ml, presence) in enumerate(about, start=1)
-        },
-    }
-    ending = output.name.removeprefix(stem)
-    images = {output: painted}
-    if prediction.probabilities is not None:
-        layers = prediction.probabilities.permute(1, 2, 3, 0).float().numpy()
-        images[output.with_name(f"{stem}_probability{ending}")] = layers[..., 0] if len(queries) == 1 else layers
-    legend_path = output.with_name(f"{stem}.json")
-    partial = {path: path.with_name(f".partial-{path.name}") for path in (*images, legend_path)}
-    try:
-        for path, values in images.items():
-            nibabel.save(_like(scan, values), partial[path])  # type: ignore[attr-defined]
-        partial[legend_path].write_text(json.dumps(legend, indent=2))
-        for path, written in partial.items():
-            os.replace(written, path)
-    finally:
-        for written in partial.values():
-            written.unlink(missing_ok=True)
-    return list(partial)
-
-
-def _like(scan: nibabel.Nifti1Image, values: np.ndarray) -> nibabel.Nifti1Image:
-    """An image in the scan's grid; of its header only the geometry is kept, since text fields may name the patient."""
-    image = nibabel.Nifti1Image(values, scan.affine)
-    if isinstance(scan.header, nibabel.Nifti1Header):
-        image.set_qform(*scan.get_qform(coded=True))
-        image.set_sform(*scan.get_sform(coded=True))
-        image.header.set_xyzt_units(*scan.header.get_xyzt_units())
-    return image
+    return Predictor.from_checkpoint(checkpoint, device, options.host_margin_mm, options.host)
 
 
 if __name__ == "__main__":

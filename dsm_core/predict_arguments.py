@@ -10,8 +10,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Checkpoint, scan, phrases, and how they are answered."""
     parser.add_argument("checkpoint", type=Path, help="checkpoint folder, such as runs/NAME/checkpoints/best")
     parser.add_argument("scan", type=Path, help="CT scan in Hounsfield units (.nii or .nii.gz)")
-    parser.add_argument("--query", action="append", required=True, metavar="PHRASE", help="repeat for several phrases")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nii.gz", help="label map to write")
+    parser.add_argument("--query", action="append", default=[], metavar="PHRASE", help="repeat for several phrases")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.nii.gz", help="label map of the queries to write")
+    parser.add_argument(
+        "--anomaly",
+        type=Path,
+        metavar="OUT.nii.gz",
+        help="also write how far each voxel of an organ departs from healthy tissue, in standard deviations, whatever "
+        "the cause; needs no query",
+    )
+    parser.add_argument(
+        "--host", metavar="ORGAN", help="organ in which a lesion is looked for whose own host is unknown"
+    )
     parser.add_argument(
         "--probability", action="store_true", help="also write OUT_probability.nii.gz, one volume a query"
     )

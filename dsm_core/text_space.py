@@ -119,6 +119,28 @@ class TextSpace:
         rows = [made.get(name, self._known(name)) for name in map(normalise_name, phrases)]
         return torch.stack([row for row in rows if row is not None]) if rows else self.vectors[:0]
 
+    def wordings(self, name: str) -> Tensor:
+        """Vectors of a class and, where the bank's encoder is at hand, of its synonyms: (n, E), n at least 1.
+
+        Raises:
+            TextSpaceError: the bank holds no class of this name.
+        """
+        info = self.classes[self.index(name)]
+        if info.name not in self._wordings:
+            found = self.vectors[self.index(name)][None]
+            if self.phrase_encoder is not None and info.synonyms:
+                try:
+                    raw = self.phrase_encoder.encode(info.synonyms)
+                    found = torch.cat([found, centred(raw, self.mean, info.synonyms)])
+                except TextSpaceError:
+                    pass  # saved embeddings hold names and no synonyms
+            self._wordings[info.name] = found
+        return self._wordings[info.name]
+
+    @cached_property
+    def _wordings(self) -> dict[str, Tensor]:
+        return {}
+
     def unknown(self, phrases: Sequence[str]) -> list[str]:
         """Those phrases, in the form in which they are known, that only an encoder can give a vector.
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from dsm_core.classes import ClassInfo
 from dsm_core.config import Config
 from dsm_core.data import LabelContract, contract_classes
 from dsm_core.model import DSM, build_model
+from dsm_core.stages import total_rounds
 from dsm_core.text_space import TextSpace, TextSpaceError, build_text_space
 from server.enrolment import deliver_text, enrol, node_labels, wait_for_sites
 from server.members import EVIDENCE, Members, declared_evidence
@@ -25,7 +25,7 @@ from server.start import read_start, take_over
 from server.state_file import SavedState
 from server.state_store import StateStore
 from server.waiting import Waiting
-from strategies.averaging import MOMENT, MOMENT_KINDS, moment_key
+from strategies.averaging import MOMENT
 from strategies.growth import grow_state
 from strategies.query_fedavg import QueryFedAvg, ServerState
 
@@ -146,7 +146,7 @@ def open_federation(
     """
     waiting, start = waiting or Waiting(), read_start(config)
     if saved is None:
-        waiting.begin("connecting", 0, config.rounds, [], connect_timeout_s)
+        waiting.begin("connecting", 0, total_rounds(config), [], connect_timeout_s)
         nodes = wait_for_sites(grid, sites, connect_timeout_s, waiting.tick)
         members = _first_members(grid, config, nodes, classes, waiting, names() if names else None)
     else:
@@ -156,15 +156,13 @@ def open_federation(
     publish(members.text)
     membership = Membership(grid, config, members, names, publish)
     if saved is not None:
-        waiting.begin("connecting", saved.state.round, config.rounds, members.contracts, connect_timeout_s)
+        waiting.begin("connecting", saved.state.round, total_rounds(config), members.contracts, connect_timeout_s)
         membership.reconnect(connect_timeout_s, waiting.tick)
     torch.manual_seed(config.seed)
     model = build_model(config.model, members.text)
     if start is not None:
         take_over(model, start)
     arrays = first_arrays(model, members.contracts)
-    if config.server.moments == "shared":
-        arrays |= first_moments(model)
     return Federation(config, membership, model, members.strategy.init(arrays, members.text.names))
 
 
@@ -177,7 +175,7 @@ def _first_members(
     names: Mapping[int, str] | None,
 ) -> Members:
     timeout_s = config.server.round_timeout_s
-    waiting.begin("enrolling", 0, config.rounds, node_labels(nodes, names).values(), timeout_s)
+    waiting.begin("enrolling", 0, total_rounds(config), node_labels(nodes, names).values(), timeout_s)
     enrolment = enrol(grid, nodes, timeout_s, config.data.held_out, waiting.tick, names, waiting.answered)
     labelled = {info.name: info for info in contract_classes(list(enrolment.contracts.values()))}
     text = build_text_space(({info.name: info for info in classes} | labelled).values(), config.text)
@@ -202,13 +200,3 @@ def first_arrays(model: DSM, contracts: Mapping[str, LabelContract]) -> dict[str
     arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
     arrays[EVIDENCE][:] = declared_evidence(contracts, model.names)
     return arrays
-
-
-def first_moments(model: DSM) -> dict[str, NDArray]:
-    """AdamW's moments before the first step: zeros beside every trained tensor."""
-    trained = {key: tensor for key, tensor in model.state_dict(keep_vars=True).items() if tensor.requires_grad}
-    return {
-        moment_key(key, kind): np.zeros(tensor.shape, np.float32)
-        for kind in MOMENT_KINDS
-        for key, tensor in trained.items()
-    }

@@ -79,6 +79,7 @@ def read_wait(folder: Path) -> Progress | None:
             waiting_for=sorted(content.get("waiting_for", [])),
             is_silent=phase not in OVER and time.time() - content["alive"] > _SILENT_S,
             is_over=phase in OVER,
+            stage=f"{content.get('stage', '')}",
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -115,6 +116,7 @@ def as_round(record: dict[str, Any], site: str) -> Progress:
         refused=sorted(refused),
         failed=sorted(failed),
         reasons={site: reasons[site]} if site in reasons else {},
+        stage=record.get("stage", ""),
     )
     if isinstance(record.get("loss"), float):
         progress.loss = record["loss"]

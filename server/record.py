@@ -43,7 +43,8 @@ class RunRecord:
             history.write(json.dumps({"method": self.method, **record}) + "\n")
         absent = "; ".join(f"{site}: {reason}" for site, reason in {**record["refused"], **record["failed"]}.items())
         print(
-            f"round {round}: loss {record['loss']}, {len(record['sites'])} sites" + (absent and f"; {absent}"),
+            f"round {round} ({record['stage']}): loss {record['loss']}, {len(record['sites'])} sites"
+            + (absent and f"; {absent}"),
             flush=True,
         )
 

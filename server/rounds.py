@@ -1,19 +1,21 @@
-"""The round loop: ask sites, wait no longer than the deadline, average what came, stop below quorum."""
+"""The round loop, stage after stage: ask sites, wait until the deadline, average what came, stop below quorum."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from flwr.serverapp import Grid
 
 from dsm_core.config import Config
+from dsm_core.stages import MOVING, stage_of, total_rounds
 from server.exchange import Exchange, FederationError, LateAnswers, reason_of, silence
 from server.membership import Membership
+from server.round_plan import RoundPlan, plan_round
 from server.waiting import Waiting
 from strategies import messages
 from strategies.query_fedavg import QueryFedAvg, ServerState, SiteFailure, SiteUpdate
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from dsm_core.text_space import TextSpace
 
 CONNECT_POLL_S = 0.5
+log = logging.getLogger(__name__)
 OnRound = Callable[[int, dict[str, Any], ServerState], None]
 
 
@@ -37,31 +40,6 @@ class RoundError(FederationError):
         self.state = state
 
 
-@dataclass(frozen=True)
-class RoundPlan:
-    """Who is asked in a round.
-
-    Attributes:
-        asked: sites that get the order, sorted.
-        absent: sites that would have been asked and are not connected, sorted.
-        needed: usable updates below which the run stops.
-    """
-
-    asked: tuple[str, ...]
-    absent: tuple[str, ...]
-    needed: int
-
-
-def plan_round(config: Config, round: int, enrolled: Collection[str], online: Collection[str]) -> RoundPlan:
-    """`server.participation` of the enrolled sites, drawn from the seed and the round among those connected."""
-    wanted = max(1, int(config.server.participation * len(enrolled) + 0.5))
-    asked, absent = sorted(online), sorted(set(enrolled) - set(online))
-    if len(asked) >= wanted:
-        drawn = np.random.default_rng([config.seed, round]).choice(len(asked), wanted, replace=False)
-        asked, absent = sorted(asked[i] for i in drawn), []
-    return RoundPlan(tuple(asked), tuple(absent), max(1, math.ceil(config.server.quorum * wanted)))
-
-
 def run_rounds(
     grid: Grid,
     state: ServerState,
@@ -73,7 +51,7 @@ def run_rounds(
     membership: Membership | None = None,
     waiting: Waiting | None = None,
 ) -> ServerState:
-    """The state after `config.rounds` rounds, starting from the round that `state` has reached.
+    """The state after the rounds of all stages, starting from the round that `state` has reached.
 
     Args:
         nodes: Flower node of each enrolled site.
@@ -85,15 +63,23 @@ def run_rounds(
         RoundError: fewer than `server.quorum` of the sites gave a usable update, each named with its reason.
     """
     waiting, late = waiting or Waiting(), LateAnswers()
-    while state.round < config.rounds:
-        started = time.monotonic()
-        state, plan, events = _gather_sites(grid, state, config, nodes, membership, waiting)
+    rounds = total_rounds(config)
+    while state.round < rounds:
+        started, stage = time.monotonic(), stage_of(config, state.round + 1)
+        if stage.round_of(state.round + 1) == 1:
+            if not strategy.teachers(MOVING[stage.name]):
+                log.warning("stage %s is left out: no site has labelled a class of its kind", stage.name)
+                state = replace(state, round=stage.before + stage.rounds)
+                continue
+            state = strategy.begin_stage(state, MOVING[stage.name])
+        state, plan, events = _gather_sites(grid, state, config, nodes, strategy, membership, waiting)
         if membership is not None:
             members = membership.members
             strategy, nodes, text = members.strategy, members.nodes, members.text
         answers = ask_sites(grid, state, config, nodes, text, plan, membership, waiting, late)
-        after = strategy.apply(state, answers, (*plan.asked, *plan.absent))
-        record = {**after.history[-1], "rounds": config.rounds, "asked": list(plan.asked), **events}
+        after = strategy.apply(state, answers, (*plan.asked, *plan.absent), MOVING[stage.name])
+        record = {**after.history[-1], "rounds": rounds, "asked": list(plan.asked), **events}
+        record |= {"stage": stage.name, "stage_round": stage.round_of(after.round)}
         record |= {"answer_seconds": waiting.seconds(), "seconds": time.monotonic() - started}
         if came_late := late.collect():
             record["late"] = came_late
@@ -110,30 +96,32 @@ def _gather_sites(
     state: ServerState,
     config: Config,
     nodes: Mapping[str, int],
+    strategy: QueryFedAvg,
     membership: Membership | None,
     waiting: Waiting,
 ) -> tuple[ServerState, RoundPlan, dict[str, Any]]:
-    """Let in who is at the door and plan the round.
+    """Let in who is at the door and plan the round, among the sites that have something to teach in its stage.
 
     Where fewer sites are connected than the quorum wants, it waits for more, no longer than a round may take.
     """
     timeout_s, round = config.server.round_timeout_s, state.round + 1
+    stage = stage_of(config, round).name
     deadline, is_waiting = time.monotonic() + timeout_s, False
     events: dict[str, Any] = {}
     while True:
-        enrolled: Collection[str] = nodes
         if membership is not None:
             membership.look(at_once=True)
             state, more = membership.admit(state)
             events |= {name: events.get(name, {}) | found for name, found in more.items()}
-            nodes, enrolled = membership.members.nodes, membership.members.contracts
-        connected = set(grid.get_node_ids())
-        plan = plan_round(config, round, enrolled, [site for site, node in nodes.items() if node in connected])
+            nodes, strategy = membership.members.nodes, membership.members.strategy
+        connected, teachers = set(grid.get_node_ids()), strategy.teachers(MOVING[stage])
+        online = [site for site, node in nodes.items() if node in connected and site in teachers]
+        plan = plan_round(config, round, teachers, online)
         if len(plan.asked) >= plan.needed or time.monotonic() >= deadline:
             return state, plan, events
         if not is_waiting:
             is_waiting = True
-            waiting.begin("connecting", round, config.rounds, plan.absent, timeout_s)
+            waiting.begin("connecting", round, total_rounds(config), plan.absent, timeout_s, stage)
         waiting.tick()
         time.sleep(min(CONNECT_POLL_S, timeout_s))
 
@@ -158,17 +146,21 @@ def ask_sites(
     if len(plan.asked) < plan.needed:
         yield from (SiteFailure(site, "not asked, since too few sites are connected") for site in plan.asked)
         return
+    stage = stage_of(config, state.round + 1)
     order = messages.TrainOrder(
         round=state.round + 1,
-        rounds=config.rounds,
-        lr=site_rate(config, len(plan.asked)),
+        rounds=total_rounds(config),
+        stage=stage.name,
+        stage_round=stage.round_of(state.round + 1),
+        stage_rounds=stage.rounds,
+        lr=site_rate(stage.lr, config, len(plan.asked)),
         local_steps=config.train.local_steps,
         seed=config.seed,
         share_moments=config.server.moments == "shared",
     )
     content = messages.pack_train(messages.pack_arrays(state.arrays), order, text.hash, messages.pack_config(config))
     sites = {nodes[site]: site for site in plan.asked}
-    waiting.begin("training", order.round, order.rounds, plan.asked, timeout_s)
+    waiting.begin("training", order.round, order.rounds, plan.asked, timeout_s, order.stage)
     exchange = Exchange(grid, timeout_s, group=f"{order.round}")
     exchange.send(dict.fromkeys(sites, content), messages.TRAIN)
 
@@ -204,13 +196,13 @@ def ask_sites(
     yield from (SiteFailure(sites[node], silence(node in connected, timeout_s)) for node in exchange.awaited)
 
 
-def site_rate(config: Config, sites: int) -> float:
-    """Base learning rate at a site.
+def site_rate(lr: float, config: Config, sites: int) -> float:
+    """Base learning rate at a site, from that of the stage.
 
     With shared moments a round is a batch of all asked sites, so the rate grows with the square root of their number
     (Malladi et al. 2022, arXiv:2205.10287); with local moments each site steps for itself.
     """
-    return config.train.lr * (math.sqrt(sites) if config.server.moments == "shared" else 1.0)
+    return lr * (math.sqrt(sites) if config.server.moments == "shared" else 1.0)
 
 
 def _below_quorum(record: Mapping[str, Any], plan: RoundPlan) -> str:

@@ -66,9 +66,9 @@ def run_lines(runs: Path, now: float) -> list[str]:
 
 
 def headline(progress: Progress, records: Sequence[Record], now: float) -> str:
-    """Such as `federated: round 7 of 100, training (41 s of 600 s), loss 0.812`."""
-    phase = progress["phase"]
-    parts = [f"round {progress['round']} of {progress['rounds']}", phase]
+    """Such as `federated: round 7 of 130 (organs), training (41 s of 600 s), loss 0.812`."""
+    phase, stage = progress["phase"], progress.get("stage")
+    parts = [f"round {progress['round']} of {progress['rounds']}" + f" ({stage})" * bool(stage), phase]
     if phase in WAITS and "since" in progress:
         parts[-1] += f" ({now - progress['since']:.0f} s of {progress['deadline_s']:g} s)"
     if records and records[-1].get("loss") is not None:

@@ -5,7 +5,6 @@ A checkpoint lies outside the run's privacy: what it learned must be public, or 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +14,8 @@ from dsm_core.config import Config, ConfigError
 from dsm_core.model import DSM
 from strategies.averaging import CLASS_ROWS
 
-_FREE = {"name": "", "scan_backend": ""}  # of a model's configuration: what changes no tensor
+# Of a model's configuration: what changes how it is computed, and no tensor.
+_FREE = ("name", "scan_backend", "refine_steps", "precision", "checkpointing")
 
 
 def read_start(config: Config) -> Checkpoint | None:
@@ -30,13 +30,9 @@ def read_start(config: Config) -> Checkpoint | None:
         checkpoint = load_checkpoint(Path(config.start))
     except CheckpointError as error:
         raise ConfigError(f"start={config.start}: {error}") from error
-    there, here = replace(checkpoint.model_config, **_FREE), replace(config.model, **_FREE)
-    if there != here:
-        differences = [
-            f"{key} {vars(there)[key]}, wanted {vars(here)[key]}"
-            for key in vars(here)
-            if vars(there)[key] != vars(here)[key]
-        ]
+    there, here = vars(checkpoint.model_config), vars(config.model)
+    if other := [key for key in here if key not in _FREE and there[key] != here[key]]:
+        differences = [f"{key} {there[key]}, wanted {here[key]}" for key in other]
         raise ConfigError(f"start={config.start} holds a model of other sizes: {'; '.join(differences)}")
     return checkpoint
 

@@ -71,7 +71,7 @@ class Waiting:
     ) -> None:
         """Say it to `say`, and keep it in a run folder if one is given."""
         self._path, self._say = (folder / PROGRESS if folder else None), say
-        self._content: dict[str, Any] = {"method": method, "phase": "enrolling", "round": 0, "rounds": 0}
+        self._content: dict[str, Any] = {"method": method, "phase": "enrolling", "round": 0, "rounds": 0, "stage": ""}
         self._started = self._said = self._signed = time.monotonic()
 
     def __enter__(self) -> Waiting:
@@ -81,10 +81,12 @@ class Waiting:
         if kind is not None:
             self.end("stopped", f"{error}" or kind.__name__)
 
-    def begin(self, phase: str, round: int, rounds: int, sites: Iterable[str], deadline_s: float) -> None:
-        """A wait begins, for these sites and no longer than the deadline."""
+    def begin(
+        self, phase: str, round: int, rounds: int, sites: Iterable[str], deadline_s: float, stage: str = ""
+    ) -> None:
+        """A wait begins, for these sites and no longer than the deadline; in a stage of training, once that begins."""
         self._started = self._said = time.monotonic()
-        self._content |= {"phase": phase, "round": round, "rounds": rounds, "since": time.time()}
+        self._content |= {"phase": phase, "round": round, "rounds": rounds, "stage": stage, "since": time.time()}
         self._content |= {"deadline_s": deadline_s, "waiting_for": sorted(sites), "answered": {}, "reason": ""}
         self._write()
 

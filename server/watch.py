@@ -101,7 +101,8 @@ def changes(progress: Progress, history: Sequence[Record]) -> Iterator[str]:
             reasons = refusals(record) | record.get("failed", {})
             absent = "".join(f"; {site}: {reason}" for site, reason in sorted(reasons.items()))
             loss = "none" if record["loss"] is None else f"{record['loss']:.3f}"
-            done = f"{method}: round {record['round']} done in {record['seconds']:.1f} s"
+            stage = f" ({record['stage']})" if record.get("stage") else ""
+            done = f"{method}: round {record['round']}{stage} done in {record['seconds']:.1f} s"
             yield f"{done}: loss {loss}, {len(record['sites'])} sites{absent}"
     if progress["phase"] in WAITS:
         yield f"{method}: round {progress['round']}: {progress['phase']}, waiting for {_named(progress)}"

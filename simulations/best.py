@@ -1,4 +1,7 @@
-"""Which round was the best? The one of lowest smoothed training loss; no held-out case takes part in the choice."""
+"""Which round was the best? Of the last stage, the one of lowest smoothed training loss; no held-out case takes part.
+
+Losses are comparable within a stage only, and a model without the last stage is not finished.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,7 @@ class BestRound:
 
     def __init__(self) -> None:
         self.state: ServerState | None = None
-        self._smoothed: float | None = None
-        self._lowest = math.inf
+        self._begin_stage(None)
 
     @classmethod
     def of(cls, saved: SavedState | None) -> BestRound:
@@ -32,6 +34,8 @@ class BestRound:
             return best
         number = 0
         for record in saved.state.history:
+            if record["stage"] != best._stage:
+                number = 0
             if best._falls(record):
                 number = record["round"]
         if number == saved.state.round:
@@ -42,6 +46,8 @@ class BestRound:
 
     def see(self, record: dict[str, Any], state: ServerState) -> None:
         """One more round and the state after it."""
+        if record["stage"] != self._stage:
+            self.state = None
         if self._falls(record):
             self.state = state
 
@@ -52,8 +58,15 @@ class BestRound:
         arrays = grow_state(self.state, state.classes).arrays
         return {BEST: {key: array for key, array in arrays.items() if MOMENT not in key}}
 
+    def _begin_stage(self, stage: str | None) -> None:
+        self._stage = stage
+        self._smoothed: float | None = None
+        self._lowest = math.inf
+
     def _falls(self, record: dict[str, Any]) -> bool:
-        """Whether the smoothed loss is lower than ever after this round."""
+        """Whether the smoothed loss is lower than ever in its stage after this round."""
+        if record["stage"] != self._stage:
+            self._begin_stage(record["stage"])
         loss = record["loss"]
         if loss is None or not math.isfinite(loss):
             return False

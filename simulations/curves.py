@@ -65,16 +65,16 @@ def running_mean(points: Sequence[tuple[float, float]], window: int) -> list[tup
 def loss_lines(
     records: Sequence[Mapping[str, Any]], steps_a_round: float | None, styles: Mapping[str, Style], window: int
 ) -> list[Line]:
-    """Loss of one method: a line a site, then the mean of the sites as the main line.
+    """Loss of one method in one stage: a line a site, then the mean of the sites as the main line.
 
     Args:
-        steps_a_round: optimiser steps of all sites together in a round; x counts rounds when None.
+        steps_a_round: optimiser steps of all sites together in a round; x counts rounds of the stage when None.
         window: rounds of the running mean.
     """
     together: dict[float, list[float]] = defaultdict(list)
     apart: dict[str, dict[float, float]] = defaultdict(dict)
     for record in records:
-        x = float(record["round"]) * (steps_a_round or 1.0)
+        x = float(record.get("stage_round") or record["round"]) * (steps_a_round or 1.0)
         if record.get("loss") is not None:
             together[x].append(float(record["loss"]))
         for site, loss in (record.get("site_losses") or {}).items():
@@ -88,7 +88,10 @@ def loss_lines(
 
 
 def loss_charts(lines: Mapping[str, Sequence[Line]], x_label: str) -> list[Chart]:
-    """One chart a method, all on the same axes so that they compare; methods without a line are left out."""
+    """One chart a method, all on the same axes so that they compare; methods without a line are left out.
+
+    Losses of different stages do not compare: each stage has charts of its own.
+    """
     points = [point for several in lines.values() for line in several for point in line.points]
     if not points:
         return []

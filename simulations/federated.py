@@ -11,6 +11,7 @@ from tqdm import tqdm
 from client.app import app as client_app
 from dsm_core.classes import ClassInfo
 from dsm_core.config import Config
+from dsm_core.stages import total_rounds
 from server.federation import Federation, open_federation
 from server.record import rewind_history
 from server.resume import state_folder
@@ -28,7 +29,7 @@ from strategies.query_fedavg import ServerState
 def federate(
     config: Config, method: str, sites: Sites, classes: Sequence[ClassInfo], folder: RunFolder
 ) -> tuple[Federation, ServerState, ServerState]:
-    """Run the rounds of one method in process; returns the last state and the one of lowest smoothed training loss.
+    """Run the rounds of one method in process; returns the last state, and of the last stage that of lowest loss.
 
     A method whose states lie in the run folder goes on from the last of them.
     """
@@ -52,7 +53,7 @@ def federate(
         saved = store.latest()
         best, done = BestRound.of(saved), saved.state.round if saved else 0
         rewind_history(folder.path, method, done)
-        bar = tqdm(total=config.rounds, desc=method, unit="round", initial=done)
+        bar = tqdm(total=total_rounds(config), desc=method, unit="round", initial=done)
         with bar, Waiting(folder.path, method, say=bar.write) as waiting:
             ledgers = open_ledgers(folder.path / "ledgers" / method, sites.folders, config.privacy)
             result = run_in_process(serve, client_app, list(sites.folders.values()), {}, config.threads, ledgers)
@@ -64,7 +65,7 @@ def federate(
 def _log_round(folder: RunFolder, method: str, record: Mapping[str, Any], bar: tqdm) -> None:
     refused = [{"site": site, "reason": reason} for site, reason in {**record["refused"], **record["failed"]}.items()]
     folder.log_round(method, {**record, "refused": refused})
-    bar.set_postfix(loss="none" if record["loss"] is None else f"{record['loss']:.3f}")
+    bar.set_postfix(stage=record["stage"], loss="none" if record["loss"] is None else f"{record['loss']:.3f}")
     bar.update()
     for one in refused:
         bar.write(f"round {record['round']}: {one['site']}: {one['reason']}")

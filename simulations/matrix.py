@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsm_core.classes import ClassKind
 from dsm_core.config import Config, ConfigError
 from dsm_core.data import Case, Datalist, class_masks, read_datalist, site_folders, split_held_out
 from dsm_core.evaluation import CaseScore, MatrixRow, class_status, matrix_rows, score_case
-from dsm_core.inference import Predictor
+from dsm_core.inference import Prediction, Predictor
 from dsm_core.model import DSM
 from dsm_core.text_space import TextSpace
 from simulations.overlays import Overlay
@@ -109,7 +110,8 @@ def _score(
     predictor: Predictor, case: Case, datalist: Datalist, names: tuple[str, ...], config: Config, draw: bool
 ) -> Scored:
     assert case.label is not None
-    prediction = predictor.predict(case.image, names)
+    wants_anomaly = draw and predictor.model.prior.is_trained
+    prediction = predictor.predict(case.image, names, keep_anomaly=wants_anomaly)
     label: Any = nib.load(case.label)
     values = torch.from_numpy(np.asarray(label.dataobj).astype(np.int16))[None]
     truth = class_masks(values, names, datalist)
@@ -117,22 +119,25 @@ def _score(
     score = score_case(
         prediction.masks, truth, spacing, config.nsd_tolerance_mm, [name in case.annotated for name in names]
     )
-    overlays = _overlays(case, prediction.masks, truth, names, score, config) if draw else ()
+    overlays = _overlays(case, prediction, truth, names, score, config) if draw else ()
     return Scored(case, score, overlays)
 
 
 def _overlays(
-    case: Case, masks: Tensor, truth: Tensor, names: tuple[str, ...], score: CaseScore, config: Config
+    case: Case, prediction: Prediction, truth: Tensor, names: tuple[str, ...], score: CaseScore, config: Config
 ) -> tuple[Overlay, ...]:
+    """One picture a class that the case holds; of a lesion with the anomaly map."""
     scan: Any = nib.load(case.image)
     image, spacing = _canonical(np.asarray(scan.dataobj, np.float32), scan)
     low, high = config.data.intensity_hu
     shown = np.clip((image - low) / (high - low), 0, 1)
+    anomaly = None if prediction.anomaly is None else _canonical(prediction.anomaly.numpy(), scan)[0]
     overlays = []
     for i, name in enumerate(names):
         if truth[i].any():
-            true, found = (_canonical(mask[i].numpy(), scan)[0] for mask in (truth, masks))
-            overlays.append(Overlay(shown, true, found, "", "", name, "", float(score.dice[i]), spacing))
+            true, found = (_canonical(mask[i].numpy(), scan)[0] for mask in (truth, prediction.masks))
+            beside = anomaly if prediction.classes[i].kind is ClassKind.LESION else None
+            overlays.append(Overlay(shown, true, found, "", "", name, "", float(score.dice[i]), spacing, beside))
     return tuple(overlays)
 
 

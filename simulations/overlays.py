@@ -1,4 +1,5 @@
-"""What does a mask look like on its scan? One axial CT slice with the contours of truth and prediction.
+"""What does a mask look like on its scan? One axial CT slice with the contours of truth and prediction; of a lesion
+also how far the scan departs from health there.
 
 Axes: `X Y Z` voxels in RAS+ order. Display is radiological: the patient's right on the left, front on top.
 """
@@ -6,6 +7,7 @@ Axes: `X Y Z` voxels in RAS+ order. Display is radiological: the patient's right
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -20,6 +22,10 @@ from simulations.results import write_atomically
 
 # Okabe and Ito's sky blue and orange: told apart under every common colour-vision deficiency, and on grey CT.
 TRUTH_COLOUR, PREDICTION_COLOUR = "#56B4E9", "#E69F00"
+ANOMALY_COLOURS, ANOMALY_MOST_SD = (
+    "magma",
+    6.0,
+)  # the residual map: colours, and the standard deviations of the last one
 _PAPER, _INK = "#0d1117", "#e6edf3"
 
 
@@ -33,6 +39,7 @@ class Overlay:
         status: local, foreign or unseen, seen from the site.
         dice: of the whole case; None where it is undefined.
         spacing_mm: voxel size along X, Y, Z.
+        anomaly: (X, Y, Z), departure from healthy tissue in standard deviations; None where it was not looked for.
     """
 
     image: NDArray[Any]
@@ -44,6 +51,7 @@ class Overlay:
     status: str
     dice: float | None
     spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
+    anomaly: NDArray[Any] | None = None
 
     @property
     def title(self) -> str:
@@ -65,87 +73,94 @@ def radiological(slice_xy: NDArray[Any]) -> NDArray[Any]:
     return slice_xy[::-1, ::-1].T
 
 
-def draw_overlay(
-    image: NDArray[Any],
-    truth: NDArray[Any],
-    prediction: NDArray[Any],
-    title: str,
-    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0),
-) -> bytes:
-    """PNG of the whole slice and, beside it, of the surroundings of the masks.
+def draw_overlay(overlay: Overlay) -> bytes:
+    """PNG of the whole slice, beside it the surroundings of the masks, and beside these the anomaly map where given.
 
     Truth is a wide line, prediction a narrow one drawn over it, so that both stay visible where they agree.
 
-    Args:
-        image: (X, Y, Z) float in [0, 1].
-        truth, prediction: (X, Y, Z) bool.
-
     Raises:
-        ValueError: the three shapes differ.
+        ValueError: the shapes differ.
     """
-    image, truth, prediction = np.asarray(image, float), np.asarray(truth, bool), np.asarray(prediction, bool)
-    if not image.ndim == 3 or not image.shape == truth.shape == prediction.shape:
+    image, spacing_mm = np.asarray(overlay.image, float), overlay.spacing_mm
+    truth, prediction = np.asarray(overlay.truth, bool), np.asarray(overlay.prediction, bool)
+    maps = [image, truth, prediction] + ([] if overlay.anomaly is None else [np.asarray(overlay.anomaly, float)])
+    if image.ndim != 3 or len({volume.shape for volume in maps}) > 1:
         raise ValueError(
-            f"image, truth and prediction want one (X, Y, Z) shape, "
-            f"found {image.shape}, {truth.shape}, {prediction.shape}"
+            f"image, truth, prediction and anomaly want one (X, Y, Z) shape, found {[m.shape for m in maps]}"
         )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     z = widest_slice(truth, prediction)
-    scan, true, found = (radiological(volume[:, :, z]) for volume in (image, truth, prediction))
+    scan, true, found, *anomaly = (radiological(volume[:, :, z]) for volume in maps)
     height_mm, width_mm = scan.shape[0] * spacing_mm[1], scan.shape[1] * spacing_mm[0]
-    box = _surroundings(true | found, spacing_mm)
+    extent = (0.0, width_mm, height_mm, 0.0)
+    left, right, top, bottom = _surroundings(true | found, spacing_mm)
 
-    panel_width = 2.3 * width_mm / height_mm
-    figure = Figure(figsize=(panel_width + 2.3, 2.75), dpi=140, facecolor=_PAPER)
-    edge, floor = panel_width / (panel_width + 2.3), 0.45 / 2.75
-    whole, close = figure.add_axes((0, floor, edge, 1 - floor)), figure.add_axes((edge, floor, 1 - edge, 1 - floor))
-    for axes, width in ((whole, 0.8), (close, 1.3)):
-        extent = (0.0, width_mm, height_mm, 0.0)
-        axes.imshow(scan, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bicubic")
+    floor, first = 0.45 / 2.75, 2.3 * width_mm / height_mm
+    panels = np.cumsum([0.0, first, 2.3] + [2.3] * len(anomaly))
+    figure = Figure(figsize=(panels[-1], 2.75), dpi=140, facecolor=_PAPER)
+    whole, *closer = (
+        figure.add_axes((start / panels[-1], floor, (end - start) / panels[-1], 1 - floor))
+        for start, end in itertools.pairwise(panels)
+    )
+    for axes, shown, width in (
+        (whole, scan, 0.8),
+        (closer[0], scan, 1.3),
+        *zip(closer[1:], anomaly, (1.3,) * len(anomaly), strict=True),
+    ):
+        colours = ("gray", 1.0) if shown is scan else (ANOMALY_COLOURS, ANOMALY_MOST_SD)
+        axes.imshow(shown, cmap=colours[0], vmin=0, vmax=colours[1], extent=extent, interpolation="bicubic")
         x = (np.arange(scan.shape[1]) + 0.5) * spacing_mm[0]
         y = (np.arange(scan.shape[0]) + 0.5) * spacing_mm[1]
         for mask, colour, scale in ((true, TRUTH_COLOUR, 2.2), (found, PREDICTION_COLOUR, 1.0)):
             if mask.any():
                 axes.contour(x, y, mask.astype(float), [0.5], colors=[colour], linewidths=[width * scale])
         axes.set_axis_off()
+        axes.set(xlim=(left, right), ylim=(bottom, top))
     whole.set(xlim=(0, width_mm), ylim=(height_mm, 0))
-    left, right, top, bottom = box
-    close.set(xlim=(left, right), ylim=(bottom, top))
     whole.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=_INK, lw=0.6, ls=(0, (4, 4))))
     for mark, where in (("R", 0.015), ("L", 0.985)):
         side = "left" if mark == "R" else "right"
         whole.text(where, 0.5, mark, transform=whole.transAxes, color=_INK, fontsize=9, ha=side, va="center")
     if not found.any():
-        close.text(0.5, 0.03, "nothing predicted in this slice", transform=close.transAxes, color=PREDICTION_COLOUR,
-                   fontsize=7.5, ha="center", bbox={"facecolor": _PAPER, "linewidth": 0})  # fmt: skip
-    figure.text(0.012, 0.09, title, color=_INK, fontsize=8, va="bottom")
-    figure.text(0.012, 0.022, "truth (wide)", color=TRUTH_COLOUR, fontsize=7.5, va="bottom")
-    figure.text(0.185, 0.022, "prediction (narrow)", color=PREDICTION_COLOUR, fontsize=7.5, va="bottom")
-    figure.text(
-        0.988, 0.022, f"axial slice {z + 1} of {image.shape[2]}", color=_INK, fontsize=7.5, ha="right", va="bottom"
-    )
+        _remark(closer[0], "nothing predicted in this slice", PREDICTION_COLOUR)
+    for axes in closer[1:]:
+        _remark(axes, f"departure from health, 0 to {ANOMALY_MOST_SD:g} sd", _INK)
+    _caption(figure, overlay.title, f"axial slice {z + 1} of {image.shape[2]}", panels[-1])
     FigureCanvasAgg(figure)
     return _small_png(figure)
+
+
+def _remark(axes: Any, text: str, colour: str) -> None:
+    axes.text(0.5, 0.03, text, transform=axes.transAxes, color=colour, fontsize=7.5, ha="center",
+              bbox={"facecolor": _PAPER, "linewidth": 0})  # fmt: skip
+
+
+def _caption(figure: Any, title: str, place: str, width: float) -> None:
+    figure.text(0.06 / width, 0.09, title, color=_INK, fontsize=8, va="bottom")
+    figure.text(0.06 / width, 0.022, "truth (wide)", color=TRUTH_COLOUR, fontsize=7.5, va="bottom")
+    figure.text(0.95 / width, 0.022, "prediction (narrow)", color=PREDICTION_COLOUR, fontsize=7.5, va="bottom")
+    figure.text(1 - 0.06 / width, 0.022, place, color=_INK, fontsize=7.5, ha="right", va="bottom")
 
 
 def save_overlays(folder: str | Path, items: Iterable[Overlay]) -> list[dict[str, Any]]:
     """Write one PNG an item and `overlays.json` beside them; file names carry site and class, never a case.
 
     Returns:
-        What `overlays.json` holds: {"file", "method", "site", "class", "status", "dice"} per picture.
+        What `overlays.json` holds: {"file", "method", "site", "class", "status", "dice", "anomaly"} per picture.
     """
     folder = Path(folder)
     entries: list[dict[str, Any]] = []
     for item in items:
         stem = re.sub(r"\W+", "-", f"{item.status} {item.site} {item.class_name} {item.method}".lower()).strip("-")
-        png = draw_overlay(item.image, item.truth, item.prediction, item.title, item.spacing_mm)
+        png = draw_overlay(item)
         entry: dict[str, Any] = {
             "file": f"{len(entries):02d}-{stem}.png", "method": item.method, "site": item.site,
             "class": item.class_name, "status": item.status,
             "dice": None if item.dice is None or not np.isfinite(item.dice) else float(item.dice),
+            "anomaly": item.anomaly is not None,
         }  # fmt: skip
         write_atomically(folder / entry["file"], png)
         entries.append(entry)

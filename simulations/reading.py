@@ -136,5 +136,5 @@ def _read_overlays(folder: Path, faults: list[str]) -> tuple[dict[str, Any], ...
             faults.append(f"overlays/{name}: missing, but overlays.json names it")
             continue
         uri = "data:image/png;base64," + base64.b64encode((folder / name).read_bytes()).decode()
-        entries.append({**entry, "dice": _number(entry["dice"]), "uri": uri})
+        entries.append({**entry, "anomaly": bool(entry.get("anomaly")), "dice": _number(entry["dice"]), "uri": uri})
     return tuple(sorted(entries, key=lambda e: (STATUSES.index(e["status"]), e["site"], e["class"], e["method"])))

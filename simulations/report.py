@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dsm_core.stages import ORGANS, PRIOR, STAGES, TUMORS
 from simulations import curves, heat, summary
 from simulations.overlays import PREDICTION_COLOUR, TRUTH_COLOUR
 from simulations.reading import ReportError, Run, read_run
@@ -23,6 +24,11 @@ METHOD_NOTES = {
     "local": "each site trains alone on its own labels",
     "pooled": "all scans in one place, the bound that federation tries to reach",
     "fedavg": "every tensor averaged by cases, class rows too; the optimiser's moments stay at each site",
+}
+STAGE_NOTES = {
+    ORGANS: "organ queries and the image encoder",
+    PRIOR: "what healthy tissue looks like",
+    TUMORS: "tumour queries on the visual prompt",
 }
 
 
@@ -99,37 +105,49 @@ def _context(run: Run) -> dict[str, Any]:
         "is_clip": "clip" in encoder.lower() and "not clip" not in encoder.lower(),
         "refusals": _refusals(run.history),
         "palette": {"light": heat.palette(heat.LIGHT), "dark": heat.palette(heat.DARK)},
+        "stage_notes": STAGE_NOTES,
         **_charts(run, methods),
     }  # fmt: skip
 
 
 def _charts(run: Run, methods: Sequence[str]) -> dict[str, Any]:
     by_method: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    by_stage: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for record in run.history:
         by_method[record["method"]].append(record)
+        by_stage[record.get("stage") or ""][record["method"]].append(record)
     ordered = [m for m in methods if m in by_method] + sorted(set(by_method) - set(methods))
     styles = curves.site_styles(site for record in run.history for site in (record.get("site_losses") or {}))
-    rounds = max((int(record["round"]) for record in run.history), default=1)
+    rounds = max((_stage_round(record) for record in run.history), default=1)
     window = max(1, rounds // 20)
     steps = {m: _steps_a_round((run.info.get("methods") or {}).get(m) or {}) for m in ordered}
     knows_steps = all(steps.values()) and bool(steps)
-    lines = {
-        METHOD_NAMES.get(m, m): curves.loss_lines(by_method[m], steps[m] if knows_steps else None, styles, window)
-        for m in ordered
-    }
     label = "optimiser steps, all sites together" if knows_steps else "round"
+    loss_charts = {}
+    for stage in sorted(by_stage, key=lambda name: STAGES.index(name) if name in STAGES else -1):
+        held = by_stage[stage]
+        lines = {
+            METHOD_NAMES.get(m, m): curves.loss_lines(held[m], steps[m] if knows_steps else None, styles, window)
+            for m in ordered
+            if m in held
+        }
+        loss_charts[stage] = curves.loss_charts(lines, label)
     values = [
         curves.value_chart(f"{title}, {METHOD_NAMES.get(m, m)}", key, by_method[m])
         for m in ordered
         for key, title in (("server_step", "server step"), ("val_dice", "validation Dice"))
     ]
     return {
-        "loss_charts": curves.loss_charts(lines, label),
+        "loss_charts": {stage: charts for stage, charts in loss_charts.items() if charts},
         "value_charts": [chart for chart in values if chart],
         "site_styles": styles,
         "window": window,
         "chart_size": (curves.WIDTH, curves.HEIGHT),
     }
+
+
+def _stage_round(record: Mapping[str, Any]) -> int:
+    return int(record.get("stage_round") or record["round"])
 
 
 def _steps_a_round(method: Mapping[str, Any]) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,12 +19,13 @@ from dsm_core.data import Datalist
 from dsm_core.evaluation import MatrixRow
 from dsm_core.model import DSM
 from dsm_core.model.selective_scan import scan_backend
+from dsm_core.stages import stages_of, total_rounds
 from server.federation import Federation
 from server.record import rewind_history
 from server.resume import forget_state, remember_config
 from server.start import read_start
 from server.waiting import mark_finished
-from simulations.baselines import train_baselines, training_datalists
+from simulations.baselines import rounds_at, train_baselines, training_datalists
 from simulations.federated import federate
 from simulations.matrix import score_method
 from simulations.overlays import Overlay, save_overlays
@@ -62,7 +64,7 @@ def simulate(config: Config, command: Sequence[str], resume: Path | None = None)
         folder.write_run_info(start={"checkpoint": portable_word(f"{config.start}"), **start.extra})
     folder.write_run_info(seconds=seconds)
     _save(folder.last_checkpoint, federation, state, "last round")
-    _save(folder.best_checkpoint, federation, best, "lowest smoothed training loss")
+    _save(folder.best_checkpoint, federation, best, "lowest smoothed training loss of the last stage")
     models = {"federated": _everywhere(federation.model_of(state), sites)}
     if config.compare == "all":
         with _timed(seconds, "fedavg", folder.seconds_of("fedavg")):
@@ -112,15 +114,17 @@ def _baselines(
     config: Config, datalists: Mapping[str, Datalist], federation: Federation, folder: RunFolder
 ) -> dict[str, dict[str, DSM]]:
     pooled = config.compare == "all"
-    total = config.rounds * len(datalists) * (2 if pooled else 1)
+    together = sum(rounds_at(config, datalist) for datalist in datalists.values())
     lock = threading.Lock()
-    with tqdm(total=total, desc="local and pooled" if pooled else "local", unit="round") as bar:
+    with tqdm(
+        total=together * (2 if pooled else 1), desc="local and pooled" if pooled else "local", unit="round"
+    ) as bar:
 
-        def on_round(method: str, site: str, round: int, loss: float) -> None:
+        def on_round(method: str, site: str, record: dict[str, Any]) -> None:
             with lock:
-                losses = {site: loss} if method == "local" else {}
-                rounds = config.rounds * (len(datalists) if method == "pooled" else 1)
-                folder.log_round(method, {"round": round, "rounds": rounds, "loss": loss, "site_losses": losses})
+                losses = {site: record["loss"]} if method == "local" else {}
+                rounds = together if method == "pooled" else rounds_at(config, datalists[site])
+                folder.log_round(method, {**record, "rounds": rounds, "site_losses": losses})
                 bar.update()
 
         return train_baselines(config, datalists, federation.text, federation.state.arrays, pooled, on_round)
@@ -167,7 +171,9 @@ def _choose(pictures: Sequence[Overlay], count: int) -> list[Overlay]:
 def _describe(
     folder: RunFolder, config: Config, sites: Sites, datalists: Mapping[str, Datalist], federation: Federation
 ) -> None:
-    step_total = config.rounds * config.train.local_steps * len(datalists)
+    together = sum(rounds_at(config, datalist) for datalist in datalists.values())
+    rounds = {"pooled": together}
+    steps = {"steps_total": together * config.train.local_steps}
     methods = {"none": ["federated"], "local": ["federated", "local"]}.get(
         config.compare, ["federated", "fedavg", "local", "pooled"]
     )
@@ -179,10 +185,7 @@ def _describe(
         parameters=sum(p.numel() for p in federation.model.parameters()),
         classes={info.name: {"kind": info.kind.value} for info in federation.text.classes},
         sites={s: {"cases": len(d.annotated_cases), "classes": _annotated_classes(d)} for s, d in datalists.items()},
-        methods={
-            name: {"steps_total": step_total, "rounds": config.rounds * (len(datalists) if name == "pooled" else 1)}
-            for name in methods
-        },
+        methods={name: {**steps, "rounds": rounds.get(name, total_rounds(config))} for name in methods},
     )
 
 
@@ -204,11 +207,12 @@ def _print_plan(config: Config, sites: Sites, datalists: Mapping[str, Datalist])
         classes = ", ".join(f"{name} ({count})" for name, count in _annotated_classes(datalist).items())
         held = len(sites.held_out[site].annotated_cases)
         tqdm.write(f"{site}: {len(datalist.annotated_cases)} cases, {held} held out; labels {classes}")
-    steps = config.rounds * config.train.local_steps
+    stages = ", ".join(f"{stage.name} {stage.rounds}" for stage in stages_of(config)) or "none"
+    steps = config.train.local_steps * sum(rounds_at(config, datalist) for datalist in datalists.values())
     tqdm.write(
-        f"{config.rounds} rounds x {config.train.local_steps} steps x {len(datalists)} sites = "
-        f"{steps * len(datalists)} optimiser steps a method; compare={config.compare}; "
-        f"{torch.get_num_threads()} threads; scan backend {scan_backend('cpu', config.model.scan_backend)}"
+        f"rounds: {stages}; {config.train.local_steps} steps a round at every site that can teach the stage = {steps} "
+        f"optimiser steps a method; compare={config.compare}; {torch.get_num_threads()} threads; "
+        f"scan backend {scan_backend('cpu', config.model.scan_backend)}"
     )
 
 

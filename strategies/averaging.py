@@ -98,6 +98,18 @@ def average_rows(total: NDArray, evidence: NDArray, previous: NDArray, row_step:
     return rows
 
 
+def keep_rows(arrays: Arrays, previous: Arrays, moving: NDArray) -> dict[str, NDArray]:
+    """The tensors, with every class row that must not move as it was before.
+
+    Args:
+        moving: (K,) bool.
+    """
+    return {
+        key: np.where(_along_rows(moving, array), array, previous[key]) if key.startswith(CLASS_ROWS) else array
+        for key, array in arrays.items()
+    }
+
+
 def shared_delta(sums: Sums, reference: Arrays) -> dict[str, NDArray]:
     """Average update of the shared tensors, sum_i w_i theta_i / sum_i w_i - theta, float64; zero without any weight."""
     if sums.weight <= 0:

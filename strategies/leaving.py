@@ -45,17 +45,18 @@ class Leaving:
 
 WHAT_LEAVES = (
     Leaving(
-        "tensors of the model",
+        "tensors of the model that the stage trains",
         "train",
         "arrays/*",
-        "averaged to the next global model; frozen ones are the server's own, unchanged",
+        "averaged to the next global model; what is frozen in the stage does not leave, and is refused if it comes",
         Private.NOISED,
     ),
     Leaving(
         "AdamW's moments of each tensor",
         "train",
         "arrays/*@exp_avg*",
-        "averaged like the tensors, with server.moments=shared; functions of noised gradients only",
+        "averaged like the tensors, with server.moments=shared; functions of noised gradients only; zero when a stage "
+        "begins",
         Private.NOISED,
     ),
     Leaving("mean training loss of the round", "train", "metrics/loss", "curves, best checkpoint", Private.DROPPED),

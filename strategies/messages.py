@@ -4,7 +4,8 @@
     text     query.text   server: text space (bytes) and hash   site: hash of what it now holds
     train    train        server: tensors and one TrainOrder    site: tensors and metrics
 
-With `share_moments` the tensors of a train message, both ways, hold AdamW's moments too (`averaging.MOMENT`).
+A train message holds every tensor of the model, its answer those that move in the stage of the order and no other
+(`strategies.moving`). With `share_moments` both hold AdamW's moments of these too (`averaging.MOMENT`).
 
 A site that cannot serve an order answers with an error of one of the codes below, never with a path or a patient.
 Whatever a site packs is checked against `strategies.leaving.WHAT_LEAVES`.
@@ -20,11 +21,20 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from dsm_core.config import Config, DataConfig, ModelConfig, PrivacyConfig, TrainConfig
+from dsm_core.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    PriorConfig,
+    PrivacyConfig,
+    TrainConfig,
+    TumorsConfig,
+)
+from dsm_core.stages import STAGES
 from strategies.leaving import check_leaving
 from strategies.tensor_row import MessageFault, pack_arrays, unpack_arrays
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 ENROL = "query.enrol"
 TEXT = "query.text"
@@ -50,6 +60,15 @@ TEXT_CODE = 101  # the site holds no text space, or another one than the order n
 BUDGET_CODE = 102  # the site's privacy ledger does not allow what was asked; the reason says no more than that
 BUDGET_REASON = "refused: budget"
 
+_SITE_PARTS: dict[str, Any] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "prior": PriorConfig,
+    "tumors": TumorsConfig,
+    "privacy": PrivacyConfig,
+}
+
 
 class StaleTextSpace(MessageFault):
     """The site holds another text space than the server names, or none."""
@@ -60,15 +79,20 @@ class TrainOrder:
     """What the server asks of a site in one round.
 
     Attributes:
-        round: counts from 1.
-        rounds: of the whole run.
-        lr: base learning rate; the site derives the round's rate from round, rounds and its TrainConfig.
+        round: counts from 1, through all stages.
+        rounds: of the whole run, all stages together.
+        stage: what is trained, one of `dsm_core.stages.STAGES`.
+        stage_round, stage_rounds: the same, counted within the stage.
+        lr: base learning rate of the stage; the site derives the round's rate from it and its TrainConfig.
         seed: of the run.
         share_moments: AdamW's moments travel with the tensors; otherwise they live on at the site between rounds.
     """
 
     round: int
     rounds: int
+    stage: str
+    stage_round: int
+    stage_rounds: int
     lr: float
     local_steps: int
     seed: int
@@ -153,15 +177,27 @@ def pack_train(arrays: ArrayRecord, order: TrainOrder, text_hash: str, config: s
 
 
 def unpack_train(content: RecordDict) -> TrainRequest:
-    """The order, its tensors, the hash of the text space that it assumes, and the configuration as JSON."""
+    """The order, its tensors, the hash of the text space that it assumes, and the configuration as JSON.
+
+    Raises:
+        MessageFault: a part is missing, or a stage that this release does not know.
+    """
     order = TrainOrder(
         round=_value(content, "round", int),
         rounds=_value(content, "rounds", int),
+        stage=_value(content, "stage", str),
+        stage_round=_value(content, "stage_round", int),
+        stage_rounds=_value(content, "stage_rounds", int),
         lr=_value(content, "lr", float),
         local_steps=_value(content, "local_steps", int),
         seed=_value(content, "seed", int),
         share_moments=_value(content, "share_moments", bool),
     )
+    if order.stage not in STAGES:
+        raise MessageFault(
+            f"the order is of stage {order.stage!r}, this site knows {', '.join(STAGES)}; "
+            "install the same release on both"
+        )
     if ARRAYS not in content.array_records:
         raise MessageFault(f"a train order carries the record {ARRAYS!r}; found {sorted(content)}")
     return TrainRequest(
@@ -196,13 +232,11 @@ def error_reply(code: int, reason: str, message: Message) -> Message:
 
 def pack_config(config: Config) -> str:
     """What a site must know of the run's configuration; paths and deadlines of the server stay there."""
-    return json.dumps(
-        {part: asdict(getattr(config, part)) for part in ("model", "data", "train", "privacy")}, sort_keys=True
-    )
+    return json.dumps({part: asdict(getattr(config, part)) for part in _SITE_PARTS}, sort_keys=True)
 
 
 def unpack_config(text: str) -> Config:
-    """A configuration with the server's model, data, train and privacy parts, defaults elsewhere.
+    """A configuration with the server's parts that concern a site, defaults elsewhere.
 
     Raises:
         MessageFault: the two sides know different knobs.
@@ -210,12 +244,7 @@ def unpack_config(text: str) -> Config:
     """
     try:
         parts = json.loads(text)
-        return Config(
-            model=ModelConfig(**parts["model"]),
-            data=DataConfig(**parts["data"]),
-            train=TrainConfig(**parts["train"]),
-            privacy=PrivacyConfig(**parts["privacy"]),
-        )
+        return Config(**{part: kind(**parts[part]) for part, kind in _SITE_PARTS.items()})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise MessageFault(
             "the server's configuration has other knobs than this site's release; install the same release on both"

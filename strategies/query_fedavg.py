@@ -1,7 +1,8 @@
 """Query-aware federated averaging: class rows by evidence, shared tensors by a site weight.
 
 FedAvg (McMahan et al. 2017, arXiv:1602.05629) for the shared tensors; a class row is averaged over the sites that label
-its class, so a site without kidney masks never dilutes the kidney row. What must survive a crash is in `ServerState`.
+its class, so a site without kidney masks never dilutes the kidney row. In a stage only a part of the tensors travels
+back and moves. What must survive a crash is in `ServerState`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsm_core.config import ServerConfig
+from dsm_core.stages import EVERYTHING, Moving
 from strategies import averaging, messages
 from strategies.refusal import UpdateRefused, validate_reference, validate_update
 
@@ -66,6 +68,7 @@ class QueryFedAvg:
         self.evidence = {
             site: {name: labelled.cases for name, labelled in contracts[site].classes.items()} for site in self.cases
         }
+        self.kinds = {site: {name: held.kind for name, held in contracts[site].classes.items()} for site in self.cases}
         self.weights = site_weights(config.site_weight, self.cases, self.evidence)
 
     def with_contracts(self, contracts: Mapping[str, LabelContract]) -> QueryFedAvg:
@@ -85,8 +88,30 @@ class QueryFedAvg:
             raise ValueError(f"classes {rowless} are labelled at a site but have no row; put them in the text space")
         return ServerState({key: arrays[key] for key in sorted(arrays)}, tuple(classes))
 
+    def teachers(self, moving: Moving) -> set[str]:
+        """The sites that have labelled something of what a stage trains; the others have nothing to say in it."""
+        return {site for site, held in self.kinds.items() if moving.is_taught_by(held.values())}
+
+    def begin_stage(self, state: ServerState, moving: Moving) -> ServerState:
+        """The state before a stage: the moments of its tensors at zero, those of an earlier stage gone.
+
+        Moments that were carried on would go on moving rows and tensors that the stage does not train.
+        """
+        arrays = {key: array for key, array in state.arrays.items() if averaging.MOMENT not in key}
+        if self.config.moments == "shared":
+            arrays |= {
+                averaging.moment_key(key, kind): np.zeros_like(array)
+                for key, array in moving.part(arrays).items()
+                for kind in averaging.MOMENT_KINDS
+            }
+        return replace(state, arrays={key: arrays[key] for key in sorted(arrays)}, momentum={})
+
     def apply(
-        self, state: ServerState, answers: Iterable[SiteUpdate | SiteFailure], sites: Sequence[str] | None = None
+        self,
+        state: ServerState,
+        answers: Iterable[SiteUpdate | SiteFailure],
+        sites: Sequence[str] | None = None,
+        moving: Moving = EVERYTHING,
     ) -> ServerState:
         """State after one more round.
 
@@ -96,8 +121,10 @@ class QueryFedAvg:
 
         Args:
             sites: those that take part in this round; None: all.
+            moving: what trains in this round; an answer holds these tensors and no other.
         """
-        config, sums = self.config, averaging.empty_sums(state.arrays, len(state.classes), self.config.class_rows)
+        config, reference = self.config, moving.part(state.arrays)
+        sums = averaging.empty_sums(reference, len(state.classes), config.class_rows)
         accepted: dict[str, dict[str, Any]] = {}
         refused: dict[str, str] = {}
         failed: dict[str, str] = {}
@@ -106,29 +133,29 @@ class QueryFedAvg:
                 failed[answer.site] = answer.reason
                 continue
             try:
-                validate_update(answer.site, answer.arrays, state.arrays, config.max_update_norm)
+                validate_update(answer.site, answer.arrays, reference, config.max_update_norm)
                 _validate_loss(answer)
             except UpdateRefused as refusal:
                 refused[answer.site] = refusal.reason
                 continue
             evidence = self._evidence_rows(answer.site, state.classes)
-            averaging.add_update(sums, state.arrays, answer.arrays, self.weights[answer.site], evidence)
+            averaging.add_update(sums, reference, answer.arrays, self.weights[answer.site], evidence)
             accepted[answer.site] = answer.metrics
 
-        delta = averaging.shared_delta(sums, state.arrays)
+        delta = averaging.shared_delta(sums, reference)
         step = config.server_lr
         if config.server_step == "fedexp":
             step = averaging.fedexp_step(sums, delta, upper=config.server_lr)
         arrays, momentum = dict(state.arrays), state.momentum
         if accepted:
-            shared, momentum = averaging.step_shared(state.arrays, delta, step, config.momentum, state.momentum)
+            shared, momentum = averaging.step_shared(reference, delta, step, config.momentum, state.momentum)
             rows = {
                 key: averaging.average_rows(
-                    total, sums.evidence, state.arrays[key], 1.0 if averaging.MOMENT in key else config.row_step
+                    total, sums.evidence, reference[key], 1.0 if averaging.MOMENT in key else config.row_step
                 )
                 for key, total in sums.rows.items()
             }
-            arrays = {key: (shared | rows)[key] for key in state.arrays}
+            arrays |= averaging.keep_rows(shared | rows, reference, self._moving_rows(state.classes, moving))
         record = {
             "round": state.round + 1,
             "sites": sorted(accepted),
@@ -141,6 +168,11 @@ class QueryFedAvg:
 
     def _evidence_rows(self, site: str, classes: Sequence[str]) -> NDArray:
         return np.array([self.evidence[site].get(name, 0) for name in classes], np.float64)
+
+    def _moving_rows(self, classes: Sequence[str], moving: Moving) -> NDArray:
+        """Of each class, whether its row may move, (K,); the kind of a class that no site labels is not known here."""
+        kinds = {name: kind for held in self.kinds.values() for name, kind in held.items()}
+        return np.array([moving is EVERYTHING or kinds.get(name) in moving.kinds for name in classes], bool)
 
     def _pooled_loss(self, accepted: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         """Mean of the sites' losses by cases; a loss that is not finite counts nowhere."""

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
-import torch
 
 from client.privacy.faults import PrivacyError
 from client.privacy.noise import SecretStream
-from dsm_core.data import Datalist, PatchBatch
-
-
-class CaseSampler(Protocol):
-    """Draws patches of one case of a datalist."""
-
-    datalist: Datalist
-    names: tuple[str, ...]
-
-    def sample_case(self, index: int, generator: np.random.Generator, batch: int) -> PatchBatch: ...
+from dsm_core.data import Datalist
+from dsm_core.objectives import SiteObjective
 
 
 @dataclass(frozen=True)
@@ -67,13 +58,12 @@ class Patients:
 
 
 def sample_patches(
-    patients: Patients, chosen: Iterable[int], sampler: CaseSampler, generator: np.random.Generator, patches: int
-) -> PatchBatch:
+    patients: Patients, chosen: Iterable[int], objective: SiteObjective, generator: np.random.Generator, patches: int
+) -> Any:
     """`patches` patches of each chosen patient, side by side; each of a case of theirs drawn evenly."""
     parts = []
     for patient in chosen:
         cases = patients.cases[patient]
         for _ in range(patches):
-            parts.append(sampler.sample_case(cases[int(generator.integers(len(cases)))], generator, 1))
-    image, masks, annotated = (torch.cat([getattr(p, name) for p in parts]) for name in ("image", "masks", "annotated"))
-    return PatchBatch(image, masks, annotated, parts[0].names)
+            parts.append(objective.sample_case(cases[int(generator.integers(len(cases)))], generator, 1))
+    return objective.join(parts)

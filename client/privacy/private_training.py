@@ -11,6 +11,7 @@ Everything random comes from a secret key: who knew the run's seed would know wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,16 +24,16 @@ from client.privacy.faults import PrivacyError
 from client.privacy.gradients import PatientGradients
 from client.privacy.mechanism import GaussianSum
 from client.privacy.noise import SecretStream
-from client.privacy.patients import CaseSampler, Patients, sample_patches
+from client.privacy.patients import Patients, sample_patches
 from client.privacy.trained import only_trained
 from client.trainer import Trainer
 from dsm_core.config import PrivacyConfig
-from dsm_core.data import PatchBatch
+from dsm_core.objectives import SiteObjective
 from strategies.messages import TrainOrder
 
 _PATCHES_AT_ONCE = 8  # of a backward pass; more patients than these are added up pass by pass
 _SAME = 1e-3  # relative; what rounding may do between two ways to the same gradient
-_known: WeakKeyDictionary[nn.Module, dict[tuple[str, tuple[str, ...]], list[nn.Parameter]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], list[nn.Parameter]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def plan_run(privacy: PrivacyConfig, patients: Patients, steps: int, ledger_delt
 
 def train_private_round(
     trainer: Trainer,
-    sampler: CaseSampler,
+    objective: SiteObjective,
     order: TrainOrder,
     rate: float,
     expected: int,
@@ -81,6 +82,7 @@ def train_private_round(
     """Train a round in place; when this returns, the round is paid and the tensors may leave.
 
     Args:
+        objective: the trainer's own, at one site.
         rate: learning rate of the round.
         expected: patients of a step on average.
         key: of all randomness; a secret one by default, given only in tests.
@@ -89,20 +91,20 @@ def train_private_round(
         PrivacyError: private training cannot keep its promise here.
         LedgerFault: the site's ceiling would be passed, or the ledger cannot be used; nothing may leave then.
     """
-    patients = Patients.of(sampler.datalist, expected)
+    patients = Patients.of(objective.datalist, expected)
     run = plan_run(privacy, patients, order.rounds * order.local_steps, ledger.read().delta)
     whole_run = order.rounds if order.round == 1 else 1  # refused at the beginning rather than half way
     ledger.check(run.charge(whole_run * order.local_steps))
     for group in trainer.optimizer.param_groups:
         group["lr"] = rate
     with only_trained(trainer.model, privacy.trained):
-        private_steps(trainer, sampler, patients, order.local_steps, run.noise_multiplier, privacy, SecretStream(key))
+        private_steps(trainer, objective, patients, order.local_steps, run.noise_multiplier, privacy, SecretStream(key))
     ledger.charge(run.charge(order.local_steps), round=order.round, rounds=order.rounds)
 
 
 def private_steps(
     trainer: Trainer,
-    sampler: CaseSampler,
+    objective: SiteObjective,
     patients: Patients,
     count: int,
     noise_multiplier: float,
@@ -113,36 +115,29 @@ def private_steps(
     patches = privacy.patches_per_patient
     draw, generator = np.random.default_rng(stream.seed()), torch.Generator().manual_seed(stream.seed() >> 65)
     trainer.model.train()
-    total = GaussianSum(_used(trainer, sampler, privacy.trained), privacy.clip_norm, noise_multiplier, stream)
+    total = GaussianSum(_used(trainer, objective, privacy.trained), privacy.clip_norm, noise_multiplier, stream)
     at_once = max(1, _PATCHES_AT_ONCE // patches)
     with PatientGradients(trainer.model) as watched:
         for _ in range(count):
             chosen = patients.draw(stream)
             for start in range(0, len(chosen), at_once):
-                batch = sample_patches(patients, chosen[start : start + at_once], sampler, draw, patches)
+                batch = sample_patches(patients, chosen[start : start + at_once], objective, draw, patches)
                 total.add(watched.backward(trainer.losses(batch, generator)[0], patches))
             trainer.optimizer.zero_grad(set_to_none=True)
             total.release(patients.expected)
             trainer.step_with_gradients()
 
 
-def _used(trainer: Trainer, sampler: CaseSampler, trained: str) -> list[nn.Parameter]:
+def _used(trainer: Trainer, objective: SiteObjective, trained: str) -> list[nn.Parameter]:
     """`used_parameters`, once for a model."""
     known = _known.setdefault(trainer.model, {})
-    if (trained, sampler.names) not in known:
-        known[trained, sampler.names] = used_parameters(trainer, public_batch(sampler.names))
-    return known[trained, sampler.names]
+    key = (trained, *objective.trained, *objective.rows)
+    if key not in known:
+        known[key] = used_parameters(trainer, objective.public_batch(2))
+    return known[key]
 
 
-def public_batch(names: tuple[str, ...], count: int = 2, size: tuple[int, ...] = (32, 32, 32)) -> PatchBatch:
-    """Patches of noise with every class annotated: nobody's data."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.rand(count, 1, *size, generator=generator)
-    masks = torch.rand(count, len(names), *size, generator=generator) > 0.8
-    return PatchBatch(image, masks, torch.ones(count, len(names), dtype=torch.bool), names)
-
-
-def used_parameters(trainer: Trainer, batch: PatchBatch) -> list[nn.Parameter]:
+def used_parameters(trainer: Trainer, batch: Any) -> list[nn.Parameter]:
     """The trained parameters that the loss of this site's classes uses, each proven to get exact patient gradients.
 
     Found without any patient's data: what is released must not depend on who is drawn.

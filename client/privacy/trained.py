@@ -18,11 +18,13 @@ QUERIES = (
     "class_rows.",
     "text_to_query.",
     "void.",
-    "lesion.",
-    "host_gain.",
     "organ_head.",
-    "lesion_head.",
     "to_text.",
+    "tumors.to_query.",
+    "tumors.lesion.",
+    "tumors.presence.",
+    "tumors.to_text.",
+    "tumors.head.",
 )
 ROWS = QUERIES[:1]
 

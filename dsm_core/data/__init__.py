@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dsm_core.data.faults import DatalistError, Fault
     from dsm_core.data.fingerprint import Fingerprint, merge
     from dsm_core.data.inspection import Inspection, check_folder, inspect_folder, summarise
-    from dsm_core.data.patches import PatchBatch, PatchSampler
+    from dsm_core.data.patches import PatchBatch, PatchSampler, join_patches
     from dsm_core.data.volumes import SiteVolumes, Volume, class_masks, load_volume, read_image
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "contract_classes",
     "find_conflicts",
     "inspect_folder",
+    "join_patches",
     "label_contract",
     "load_volume",
     "merge",

@@ -45,6 +45,20 @@ class PatchBatch:
         return PatchBatch(self.image.to(device), self.masks.to(device), self.annotated.to(device), self.names)
 
 
+def join_patches(parts: Sequence[PatchBatch]) -> PatchBatch:
+    """One batch of several; a class that a part does not know is not annotated there."""
+    names = tuple(sorted({name for part in parts for name in part.names}))
+    image = torch.cat([part.image for part in parts])
+    masks = torch.zeros(len(image), len(names), *image.shape[2:], dtype=torch.bool)
+    annotated = torch.zeros(len(image), len(names), dtype=torch.bool)
+    start = 0
+    for part in parts:
+        stop, columns = start + len(part.image), [names.index(name) for name in part.names]
+        masks[start:stop, columns], annotated[start:stop, columns] = part.masks, part.annotated
+        start = stop
+    return PatchBatch(image, masks, annotated, names)
+
+
 class PatchSampler:
     """Draws patches: `data.foreground_share` of them around a voxel of a class, lesions twice as often as organs.
 
@@ -54,14 +68,26 @@ class PatchSampler:
         ValueError: no case of the site is annotated, or volumes and cases differ in number.
     """
 
-    def __init__(self, volumes: Sequence[Volume], datalist: Datalist, data: DataConfig, augment: bool = True) -> None:
+    def __init__(
+        self,
+        volumes: Sequence[Volume],
+        datalist: Datalist,
+        data: DataConfig,
+        augment: bool = True,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """A sampler of a site.
+
+        Args:
+            names: the classes whose masks are wanted; all that the site labels where this is absent.
+        """
         if len(volumes) != len(datalist.cases):
             raise ValueError(f"{len(volumes)} volumes for {len(datalist.cases)} cases; wants one volume a case")
         self.volumes, self.datalist, self.data, self.augment = volumes, datalist, data, augment
-        self.names = datalist.labelled_classes
+        self.names = datalist.labelled_classes if names is None else tuple(sorted(names))
         shares = np.array([LESION_SHARE if datalist.classes[n].kind is ClassKind.LESION else 1.0 for n in self.names])
         self._shares = shares / shares.sum()
-        self._cases = [index for index, case in enumerate(datalist.cases) if case.annotated]
+        self._cases = [i for i, case in enumerate(datalist.cases) if set(self.names) & set(case.annotated)]
         if not self._cases:
             raise ValueError(f"site {datalist.site} has no annotated case to draw patches from")
         self._centres: dict[int, dict[str, np.ndarray]] = {}
@@ -91,7 +117,7 @@ class PatchSampler:
         image, label = sample_box(volume, centre, self.data.patch, draw_geometry(generator) if self.augment else None)
         if self.augment:
             image = change_intensity(image, generator)
-        known = [name in volume.case.annotated for name in self.names]
+        known = [name in self.datalist.cases[index].annotated for name in self.names]
         return image, class_masks(label, self.names, self.datalist), known
 
     def _volume(self, index: int) -> Volume:
@@ -114,7 +140,9 @@ class PatchSampler:
             if index not in self._centres:
                 assert volume.label is not None
                 found = {}
-                for name in volume.case.annotated:
+                for name in self.names:
+                    if name not in self.datalist.cases[index].annotated:
+                        continue
                     voxels = class_masks(volume.label, (name,), self.datalist)[0].nonzero()
                     if len(voxels):
                         found[name] = voxels[:: -(-len(voxels) // _CENTRES)].numpy().astype(np.int16)

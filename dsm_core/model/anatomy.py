@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsm_core.model.layers import space_to_depth
+from dsm_core.model.layers import dilate, space_to_depth
 
 CORE = 0.8  # an organ's brightness is read where the model is this sure: voxels at its edge mix two tissues
 CLOSING = 3  # latent voxels; a tumour that the organ map leaves out of its organ is taken in again
+REACH = 5  # latent voxels; edge of the cube around an organ in which a tumour of it may bulge out
 _OUTLIER = 2.0  # standard deviations beyond which a voxel has no say in its organ's mean and spread
+_FEWEST, _MOST = 30, 200_000  # voxels of a core, fewer of which say nothing; of which the median is taken
 _LEAST_SPREAD = 0.01  # of the image's [0, 1]
+_REST = (0.5, 0.1)  # mean and spread that brightness is held against where no organ is near: about those of muscle
 _LARGEST = 8.0  # standard deviations beyond which a voxel is no more unusual
 
 
@@ -31,7 +34,7 @@ class Anatomy:
         outline: (B, 8, X, Y, Z) probability of any organ in the 2x2x2 voxels of each block, less one half.
         level: (B, 1, X, Y, Z) mean brightness of the organs, -1 to 1, weighted by their share; 0 outside them.
         deviation: (B, 8, X, Y, Z) every voxel against the mean and spread of its own organ in this scan, in standard
-            deviations; 0 outside the organs. The trivial answer to "what is unusual here?".
+            deviations; around organs 0, far from all against fixed numbers. The trivial idea of what is unusual.
     """
 
     organs: Tensor
@@ -72,30 +75,51 @@ def close_holes(organs: Tensor) -> Tensor:
     return torch.maximum(organs, -F.max_pool3d(-grown, CLOSING, 1, CLOSING // 2))
 
 
+def near(organs: Tensor, reach: int = REACH) -> Tensor:
+    """How surely there is any organ within reach of a voxel, (B, 1, X, Y, Z), 0 to 1.
+
+    Args:
+        organs: (B, O, X, Y, Z), probabilities. reach: edge of the cube around the voxel.
+    """
+    return (2 * dilate(organs.amax(1, keepdim=True), reach) - 1).clamp(min=0)  # a faint organ is none
+
+
 def organ_statistics(image: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and spread of the brightness of each organ, (B, O) each, by voxels in its core that are no outliers.
 
-    A tumour is a few per cent of its organ: left out as an outlier, it does not hide itself by widening the spread.
+    The core is what lies a voxel below the surface: voxels at the surface mix two tissues, and would make the spread of
+    a spleen three times what it is. A tumour is an outlier: it starts from median and median deviation.
     """
     pairs = []
     for scan, organs in zip(image, probabilities, strict=True):
-        for organ in organs:
-            kept = core = scan[0][organ > CORE]
-            mean, spread = core.new_zeros(()), core.new_ones(())
-            for _ in range(3):
-                if not len(kept):
-                    break
-                mean, spread = kept.mean(), (kept.var(correction=0) + 1e-6).sqrt()
-                kept = core[(core - mean).abs() < _OUTLIER * spread]
-            pairs.append(torch.stack([mean, spread]))
+        sure = (organs > CORE).to(organs.dtype)
+        below = 1 - dilate((1 - sure)[None], 3)[0]
+        for organ, core in zip(sure > 0, below > 0, strict=True):
+            values = scan[0][core if int(core.sum()) >= _FEWEST else organ]
+            pairs.append(torch.stack(_robust(values)))
     found = torch.stack(pairs).reshape(*probabilities.shape[:2], 2)
     return found[..., 0], found[..., 1]
 
 
+def _robust(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread of (N,) values without outliers; 0 and 1 where there are none."""
+    if not len(values):
+        return values.new_zeros(()), values.new_ones(())
+    few = values[:: -(-len(values) // _MOST)]
+    middle = few.quantile(0.5)
+    spread = 1.4826 * (few - middle).abs().quantile(0.5) + 1e-3  # of a normal distribution
+    kept = values[(values - middle).abs() <= _OUTLIER * spread]
+    return kept.mean(), (kept.var(correction=0) + 1e-6).sqrt()
+
+
 def _deviation(image: Tensor, probabilities: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
-    """(B, 1, 2X, 2Y, 2Z): deviation from each organ, weighted by the organs' shares of the voxel."""
+    """(B, 1, 2X, 2Y, 2Z): deviation from each organ, weighted by the organs' shares of the voxel.
+
+    So it fades at an organ's surface, where every voxel is unusual because it mixes two tissues.
+    """
     rate = 1 / (spread + _LEAST_SPREAD)
     slope = torch.einsum("boxyz,bo->bxyz", probabilities, rate)[:, None]
     offset = torch.einsum("boxyz,bo->bxyz", probabilities, rate * mean)[:, None]
     deviation = (image * slope - offset) / (probabilities.sum(1, keepdim=True) + 0.05)
-    return deviation.clamp(-_LARGEST, _LARGEST)
+    rest = (1 - near(probabilities, 2 * REACH - 1)) * (image - _REST[0]) / _REST[1]
+    return (deviation + rest).clamp(-_LARGEST, _LARGEST)

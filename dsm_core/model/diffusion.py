@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
-from dsm_core.model.anatomy import Anatomy
+from dsm_core.model.anatomy import REACH, Anatomy
 from dsm_core.model.haar import LATENT_CHANNELS, to_latent
-from dsm_core.model.layers import groups_for
+from dsm_core.model.layers import dilate, norm_channels
 
 TRAINING_STEPS = 1000
 _TIME_WIDTH = 32
@@ -35,20 +35,20 @@ class TimedBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, time: int, stride: int = 1):
         super().__init__()
         self.first = nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm_first = nn.GroupNorm(groups_for(outputs), outputs)
+        self.norm_first = nn.LayerNorm(outputs)  # of each voxel: see `VoxelBlock`
         self.shift = nn.Linear(time, outputs)
         self.second = nn.Conv3d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm_second = nn.GroupNorm(groups_for(outputs), outputs)
+        self.norm_second = nn.LayerNorm(outputs)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        x = F.silu(self.norm_first(self.first(x)) + self.shift(time)[..., None, None, None])
-        return F.silu(x + self.norm_second(self.second(x)))
+        x = F.silu(norm_channels(self.norm_first, self.first(x)) + self.shift(time)[..., None, None, None])
+        return F.silu(x + norm_channels(self.norm_second, self.second(x)))
 
 
 class Denoiser(nn.Module):
     """A U-Net of three levels: noisy latent, what is visible, mask and anatomy -> clean latent and its uncertainty."""
 
-    def __init__(self, text_width: int, widths: tuple[int, int, int], organ_width: int = 8):
+    def __init__(self, text_width: int, widths: tuple[int, ...], organ_width: int = 8):
         super().__init__()
         top, middle, low = widths
         time = 2 * _TIME_WIDTH
@@ -145,7 +145,7 @@ class TissuePrior(nn.Module):
         step = corruption.step.to(latent.device)
         noisy = self._training.add_noise(latent, corruption.noise.to(latent), step)
         clean, scale, _ = self.denoiser(noisy, latent, mask, anatomy, organ_text, step)
-        weight = mask * healthy * (0.02 + anatomy.organs.amax(1, keepdim=True))
+        weight = mask * healthy * (0.1 + anatomy.organs.amax(1, keepdim=True))
         error = F.huber_loss(clean, latent, reduction="none", delta=0.1) / 0.1
         away = (clean.detach() - latent).abs()
         likelihood = away * torch.exp(-scale) + scale
@@ -156,7 +156,7 @@ class TissuePrior(nn.Module):
 
     @torch.no_grad()
     def residual(self, image: Tensor, anatomy: Anatomy, organ_text: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed departure from health in units of the deviation expected there, (B, C, X, Y, Z); 0 off the organs.
+        """Signed departure from health in units of the deviation expected there, (B, C, X, Y, Z); 0 far from organs.
 
         All organs are hidden at once: a tumour that is partly visible would be continued, not found. The second
         tensor is the denoiser's hidden map, (B, top, X, Y, Z). Both are zero before any training.
@@ -182,8 +182,8 @@ class TissuePrior(nn.Module):
 
 
 def organ_mask(anatomy: Anatomy) -> Tensor:
-    """(B, 1, X, Y, Z): the organs and one voxel around them."""
-    return F.max_pool3d((anatomy.organs.sum(1, keepdim=True) > 0.05).to(anatomy.organs.dtype), 3, 1, 1)
+    """(B, 1, X, Y, Z): the organs and what is close by."""
+    return dilate((anatomy.organs.sum(1, keepdim=True) > 0.5).to(anatomy.organs.dtype), REACH)
 
 
 def standardise(residual: Tensor, anatomy: Anatomy) -> Tensor:

@@ -6,6 +6,7 @@ Axis legend: B batch, C channels, X Y Z voxels in RAS+ order.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dsm_core.model.layers import ConvBlock, ResidualBlock, space_to_depth
 from dsm_core.model.mamba import MambaBlock3d
@@ -19,10 +20,20 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, widths: tuple[int, ...], mamba_blocks: tuple[int, ...], state_size: int = 16, backend: str = "auto"
+        self,
+        widths: tuple[int, ...],
+        mamba_blocks: tuple[int, ...],
+        state_size: int = 16,
+        backend: str = "auto",
+        checkpointing: bool = False,
     ):
+        """Put the stages together.
+
+        Args:
+            checkpointing: keep only what goes into a stage, and compute it again on the way back.
+        """
         super().__init__()
-        self.widths = widths
+        self.widths, self.checkpointing = widths, checkpointing
         stages = []
         for stage, (width, blocks) in enumerate(zip(widths, mamba_blocks, strict=True)):
             down = ConvBlock(8, width) if stage == 0 else ConvBlock(widths[stage - 1], width, stride=2)
@@ -45,6 +56,6 @@ class Encoder(nn.Module):
         x = space_to_depth(image - 0.5)
         pyramid = []
         for stage in self.stages:
-            x = stage(x)
+            x = checkpoint(stage, x, use_reentrant=False) if self.checkpointing and self.training else stage(x)
             pyramid.append(x)
         return pyramid

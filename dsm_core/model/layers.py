@@ -5,6 +5,7 @@ Axis legend: B batch, C channels, X Y Z voxels in RAS+ order, Q queries.
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -24,6 +25,27 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
+
+
+class VoxelBlock(nn.Module):
+    """Convolution, LayerNorm over each voxel's channels, SiLU: for what learns on crops and answers on whole scans.
+
+    GroupNorm takes its statistics over all voxels, and a scan that is mostly far from organs has others than a crop.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm = nn.LayerNorm(outputs)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(norm_channels(self.norm, self.conv(x)))
+
+
+def norm_channels(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """(B, C, X, Y, Z), every voxel normalised over its channels."""
+    return norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -59,3 +81,12 @@ def depth_to_space(x: Tensor) -> Tensor:
     b, q, _, X, Y, Z = x.shape
     x = x.reshape(b, q, 2, 2, 2, X, Y, Z)
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, q, 2 * X, 2 * Y, 2 * Z)
+
+
+def dilate(x: Tensor, size: int) -> Tensor:
+    """Largest value in a cube of `size` voxels around each, (B, L, X, Y, Z); axis by axis, ten times faster at 5."""
+    for axis in range(3):
+        window = [1, 1, 1]
+        window[axis] = size
+        x = F.max_pool3d(x, window, 1, [n // 2 for n in window])
+    return x

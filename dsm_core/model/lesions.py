@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsm_core.model.decoder import LesionAttention
-from dsm_core.model.layers import MLP, ConvBlock, depth_to_space
+from dsm_core.model.layers import MLP, VoxelBlock, depth_to_space, dilate
 from dsm_core.model.prompt import PROMPT_CHANNELS, SPREADS, VisualPrompt
 from dsm_core.model.queries import SharedVector, TextToQuery
 
 HOST_MARGIN = 5  # latent voxels by which a host organ is dilated: a lesion may bulge out of it
+SPOT = 4  # voxels; a lesion is at least a cube of this size, so a scan without such a cube has none
 _FLOOR = 0.01  # of the host's probability and of the residual, before their logarithms
 
 
@@ -28,15 +29,15 @@ class LesionPath(nn.Module):
 
     def __init__(self, hidden: int, width: int, fusion: bool):
         super().__init__()
-        self.stem = ConvBlock(PROMPT_CHANNELS, width)
+        self.stem = VoxelBlock(PROMPT_CHANNELS, width)
         self.fuse = nn.Conv3d(hidden, width, 1, bias=False) if fusion else None
         if self.fuse is not None:
             nn.init.zeros_(self.fuse.weight)
         self.down = nn.Sequential(
-            ConvBlock(width, 2 * width, stride=2), ConvBlock(2 * width, 2 * width), ConvBlock(2 * width, 2 * width)
+            VoxelBlock(width, 2 * width, stride=2), VoxelBlock(2 * width, 2 * width), VoxelBlock(2 * width, 2 * width)
         )
         self.back = nn.Conv3d(2 * width, width, 1)
-        self.out = ConvBlock(width, width)
+        self.out = VoxelBlock(width, width)
 
     def forward(self, channels: Tensor, hidden: Tensor) -> Tensor:
         """Args: channels (B, PROMPT_CHANNELS, X, Y, Z); hidden (B, H, X, Y, Z). Returns (B, width, X, Y, Z)."""
@@ -53,6 +54,8 @@ class LesionHead(nn.Module):
     def __init__(self, width: int, map_width: int):
         super().__init__()
         self.shared = SharedVector(8 * map_width, spread=(3 * map_width) ** -0.5)
+        with torch.no_grad():  # eight equal vectors: what differs between the voxels of a block must be learned
+            self.shared.weight.copy_(self.shared.weight[:map_width].repeat(8))
         self.own = nn.Linear(width, 8 * map_width, bias=False)
 
     def forward(self, rows: Tensor, maps: Tensor) -> Tensor:
@@ -83,11 +86,15 @@ class TumorQueries(nn.Module):
 
     def __init__(self, text_width: int, width: int, features: int, hidden: int, map_width: int, fusion: bool):
         super().__init__()
+        self.feature_width = features
         self.to_query = TextToQuery(text_width, width)
         self.lesion = SharedVector(width)
         self.attention = nn.ModuleList(LesionAttention(width, features) for _ in range(2))
         self.norm = nn.LayerNorm(width)
         self.presence = nn.Linear(width, 1)
+        nn.init.constant_(self.presence.bias, -1.0)  # before any training, nothing is there
+        self.spot_gain = SharedVector(1)
+        nn.init.ones_(self.spot_gain.weight)
         self.to_text = MLP(width, width, text_width)
         self.path = LesionPath(hidden, map_width, fusion)
         self.head = LesionHead(width, map_width)
@@ -111,8 +118,17 @@ class TumorQueries(nn.Module):
             queries = attention(queries, level, prompt.organ_queries, (where + odd).flatten(2))
         queries = self.norm(queries)
         logits = self.head(rows, self.path(prompt.channels, prompt.hidden))
-        dilated = F.max_pool3d(within, HOST_MARGIN, 1, HOST_MARGIN // 2)
-        dilated = F.interpolate(dilated, scale_factor=2, mode="trilinear").clamp(max=1)
-        return TumorAnswer(
-            logits + torch.log(dilated + _FLOOR), self.presence(queries)[..., 0], self.to_text(queries), dilated
-        )
+        dilated = F.interpolate(dilate(within, HOST_MARGIN), scale_factor=2, mode="nearest").clamp(max=1)
+        logits = logits + torch.log(dilated + _FLOOR)
+        presence = self.presence(queries)[..., 0] + self.spot_gain(rows.detach())[..., 0] * brightest_spot(logits)
+        return TumorAnswer(logits, presence, self.to_text(queries), dilated)
+
+
+def brightest_spot(logits: Tensor) -> Tensor:
+    """(B, L), the largest mean probability of a cube of `SPOT` voxels, as a logit; carries no gradient.
+
+    Args:
+        logits: (B, L, X, Y, Z).
+    """
+    spots = F.avg_pool3d(logits.detach().float().sigmoid(), SPOT, SPOT // 2)
+    return spots.flatten(2).amax(2).clamp(1e-4, 1 - 1e-4).logit()

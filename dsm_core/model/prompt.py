@@ -15,9 +15,26 @@ from torch import Tensor
 from dsm_core.model.anatomy import Anatomy
 from dsm_core.model.diffusion import TissuePrior, standardise
 from dsm_core.model.haar import LATENT_CHANNELS
+from dsm_core.model.layers import depth_to_space
 
 PROMPT_CHANNELS = 2 * LATENT_CHANNELS + 1
 SPREADS = 3.0  # standard deviations of a residual or a deviation to one unit of the prompt
+
+
+@dataclass(frozen=True)
+class OrganReading:
+    """What the organ queries see in a scan.
+
+    Attributes:
+        probabilities: (B, O, 2X, 2Y, 2Z) of each organ of the context.
+        queries: (B, O + 1, Q) after grouping, the void last.
+        eighth, quarter: features, (B, F, X/4, Y/4, Z/4) and (B, F, X/2, Y/2, Z/2).
+    """
+
+    probabilities: Tensor
+    queries: Tensor
+    eighth: Tensor
+    quarter: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,12 @@ class VisualPrompt:
     def anomaly(self) -> Tensor:
         """(B, 1, 2X, 2Y, 2Z): size of the residual in standard deviations, whatever may have caused it."""
         return F.interpolate(SPREADS * self.channels[:, :1].abs(), scale_factor=2, mode="trilinear")
+
+    @property
+    def deviation(self) -> Tensor:
+        """(B, 1, 2X, 2Y, 2Z): every voxel against its organ's mean, in standard deviations: the trivial answer."""
+        blocks = self.channels[:, LATENT_CHANNELS : 2 * LATENT_CHANNELS]
+        return depth_to_space(SPREADS * blocks[:, None])
 
     def __getitem__(self, sample: slice) -> VisualPrompt:
         """Some of the samples."""

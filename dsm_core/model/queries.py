@@ -5,6 +5,7 @@ Axis legend: B batch, Q queries, C query channels, E text width, N classes of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,18 +21,29 @@ class QuerySet:
     Attributes:
         names: Q names or phrases; the organs stand first.
         organs: how many of them are organs.
+        context: how many of the organs have been trained; they stand first, and a scan's anatomy is made of them.
         text: (Q, E) text vectors.
         row: (Q,) class row of a query, -1 for a phrase that has none.
-        host: (Q - organs, organs + 1) weights of a lesion's host organ; the last column means "anywhere".
+        host: (Q - organs, context + 1) weights of a lesion's host organs: one where they are known, else a guess from
+            the text that sums to one; the last column means "anywhere".
         asked: positions of the queries whose masks are wanted; the other organs only give context.
     """
 
     names: tuple[str, ...]
     organs: int
+    context: int
     text: Tensor
     row: Tensor
     host: Tensor
     asked: tuple[int, ...]
+
+    @property
+    def asked_organs(self) -> tuple[int, ...]:
+        return tuple(i for i in self.asked if i < self.organs)
+
+    @property
+    def asked_lesions(self) -> tuple[int, ...]:
+        return tuple(i for i in self.asked if i >= self.organs)
 
     @property
     def asked_names(self) -> tuple[str, ...]:
@@ -95,6 +107,15 @@ def gather_rows(rows: Tensor, row: Tensor) -> Tensor:
     """Rows (B, N, C) of the queries (Q,), zero where a query has no row (-1): (B, Q, C)."""
     picked = rows[:, row.clamp(min=0)]
     return picked * (row >= 0).to(picked.dtype)[None, :, None]
+
+
+def organs_meant(host: str | None, organs: Sequence[str]) -> list[int]:
+    """Places of the organs that the name of a host means: that organ, and its sides ("kidney": left kidney too).
+
+    Args:
+        organs: names; none of them need be meant.
+    """
+    return [place for place, name in enumerate(organs) if host and f" {name}".endswith(f" {host}")]
 
 
 def host_weights(lesion_text: Tensor, organ_text: Tensor, threshold: float = 0.3, temperature: float = 0.05) -> Tensor:

@@ -116,12 +116,10 @@ def selective_scan_channel_last(
         delta = delta + delta_bias
     if u.numel() == 0 or u.dtype == torch.float64:
         chosen = "torch"
-    if chosen == "cuda":
-        return _scan_cuda(u, delta, A, B, C, D, z, delta_softplus)
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     u_, delta, A, B, C = (t.to(dtype) for t in (u, delta, A, B, C))
     D, z = None if D is None else D.to(dtype), None if z is None else z.to(dtype)
-    run = scan_native.scan if chosen == "native" else scan_torch.scan
+    run = {"native": scan_native.scan, "torch": scan_torch.scan, "cuda": _scan_cuda}[chosen]
     y = run(u_, delta, A, B, C, D, z, delta_softplus)
     return y if y.dtype == u.dtype else y.to(u.dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
@@ -13,15 +14,16 @@ from torch import Tensor, nn
 from client.privacy.gradients import PatientGradients
 from client.privacy.mechanism import GaussianSum
 from client.privacy.noise import SecretStream
-from client.privacy.private_training import public_batch
 from client.trainer import Trainer
 from dsm_core.classes import describe_class
 from dsm_core.config import ModelConfig, TextConfig, TrainConfig
 from dsm_core.data import PatchBatch
 from dsm_core.model import build_model
+from dsm_core.objectives import OrgansObjective, noise_patches
 from dsm_core.text_space import build_text_space
+from simulations.benchmarks.networks import SamePatches
 
-CLASSES = ("kidney", "liver", "liver tumor", "spleen")
+CLASSES = ("kidney", "liver", "spleen", "stomach")
 OPEN, OURS = "open", "private"
 CLIP_NORM = 1.0
 
@@ -40,13 +42,19 @@ class Work:
         torch.manual_seed(0)
         model = build_model(self.model, text)
         model.class_rows.evidence[:] = 1.0
-        return Trainer(model.train(), text, TrainConfig(clip_norm=CLIP_NORM), labelled=CLASSES)
+        config = TrainConfig(clip_norm=CLIP_NORM)
+        return Trainer(model.train(), OrgansObjective(model, text, SamePatches(self.batch()), config), config)
 
     def batch(self) -> PatchBatch:
-        return public_batch(CLASSES, self.patients * self.patches, (self.size,) * 3)
+        return noise_patches(CLASSES, self.patients * self.patches, (self.size,) * 3)
 
 
 Step = Callable[[], None]
+
+
+def moving(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the stage trains."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def open_step(work: Work, noise: float) -> tuple[Trainer, Step]:
@@ -64,7 +72,7 @@ def open_step(work: Work, noise: float) -> tuple[Trainer, Step]:
 def private_step(work: Work, noise: float) -> tuple[Trainer, Step]:
     """As `client.privacy.private_training` does it."""
     trainer, batch = work.trainer(), work.batch()
-    total = GaussianSum(trainer.model.parameters(), CLIP_NORM, noise, SecretStream())
+    total = GaussianSum(moving(trainer.model), CLIP_NORM, noise, SecretStream())
 
     def step() -> None:
         trainer.optimizer.zero_grad(set_to_none=True)
@@ -87,7 +95,8 @@ def opacus_step(work: Work, noise: float, force_functorch: bool = False) -> tupl
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         trainer.losses(batch, _seeded())[0].sum().backward()
-        for parameter in sampled.parameters():
+        parameters: list[Any] = [*moving(sampled)]  # Opacus hangs `grad_sample` on them
+        for parameter in parameters:
             if work.patches > 1:
                 parameter.grad_sample = parameter.grad_sample.unflatten(0, (-1, work.patches)).mean(1)
         optimizer.pre_step()
@@ -123,7 +132,7 @@ def ghost_step(work: Work, noise: float, use_ghost_clipping: bool = True) -> tup
         trainer.optimizer.zero_grad(set_to_none=True)
         ghost.disable_hooks()
         (factors * losses).sum().backward()
-        for parameter in trainer.model.parameters():
+        for parameter in moving(trainer.model):
             assert parameter.grad is not None
             parameter.grad.add_(torch.randn_like(parameter), alpha=noise * CLIP_NORM).div_(work.patients)
         trainer.step_with_gradients()

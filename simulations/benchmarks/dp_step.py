@@ -20,6 +20,7 @@ import warnings
 import torch
 
 from dsm_core.config import Config
+from dsm_core.hashed_words import HASHED_WORDS
 from simulations.benchmarks.dp_methods import METHODS, OPEN, OURS, Step, Work
 from simulations.benchmarks.limits import peak_mb, reset_peak_mb
 from simulations.benchmarks.table import Check, write_benchmark
@@ -106,10 +107,15 @@ def main() -> int:
         Check.at_most("private step / open step, memory", memory, LARGER_AT_MOST),
     ]
     facts = {name: getattr(arguments, name) for name in ("batch", "patches", "size", "repeats", "threads", "quick")}
-    parameters = sum(parameter.numel() for parameter in work.trainer().model.parameters())
-    encoder = work.trainer().text.encoder
+    facts["parameters"] = sum(parameter.numel() for parameter in work.trainer().model.parameters())
     write_benchmark(
-        "dp_step", rows, checks, command=sys.argv, config=config, text_encoder=encoder, parameters=parameters, **facts
+        "dp_step",
+        rows,
+        checks,
+        command=sys.argv,
+        config=config,
+        text_encoder=HASHED_WORDS,
+        **facts,
     )
     return 0 if all(check.ok for check in checks) else 1
 

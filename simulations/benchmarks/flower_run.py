@@ -1,6 +1,6 @@
 """Does `flwr run` give the same model as the in-process grid? The same two apps, sites, seed and overrides, twice.
 
-python -m simulations.benchmarks.flower_run                      two generated sites, three rounds
+python -m simulations.benchmarks.flower_run                      two generated sites, a round of each stage
 python -m simulations.benchmarks.flower_run rounds=5 sites=4     any key of dsm-simulate
 python -m simulations.benchmarks.flower_run sites_dir=DIR        sites of one's own
 
@@ -30,6 +30,7 @@ from dsm_core.checkpoint import Checkpoint, load_checkpoint
 from dsm_core.config import Config, ConfigError, compose_config
 from dsm_core.data import DatalistError, site_folders
 from dsm_core.model import build_model
+from dsm_core.stages import total_rounds
 from dsm_core.text_space import TextSpaceError
 from server.app import app as server_app
 from server.exchange import FederationError
@@ -40,7 +41,15 @@ from simulations.grid import run_in_process
 from simulations.sites import generate_sites
 from strategies.averaging import CLASS_ROWS
 
-DEFAULTS = ("rounds=3", "sites=2", "train.local_steps=2", "phantom.cases=2", "phantom.held_out=1")
+DEFAULTS = (
+    "rounds=1",
+    "prior.rounds=1",
+    "tumors.rounds=1",
+    "sites=2",
+    "train.local_steps=2",
+    "phantom.cases=2",
+    "phantom.held_out=1",
+)
 TOLERANCE = 1e-6  # one thread on both sides: the same operations in the same order
 COMPLETED = "finished:completed"
 POLL_S = 3.0
@@ -138,7 +147,7 @@ def _run_under_flower(
     try:
         with open_superlink(work / "home") as superlink:
             said = superlink.flwr("run", ".", "local", "--federation-config", federation, "--run-config", line)
-            status, details = _await_end(superlink, said["run-id"], work / FLOWER, config.rounds, timeout_s)
+            status, details = _await_end(superlink, said["run-id"], work / FLOWER, total_rounds(config), timeout_s)
             if status != COMPLETED:
                 log = superlink.flwr_text("log", said["run-id"], "local", "--show")
                 print(f"{log[-3000:]}\nflower_run: {status}: {details}", file=sys.stderr)
@@ -199,7 +208,7 @@ def _compare(config: Config, expected: Outcome, found: Outcome | None) -> tuple[
     class_rows = [name for name in names if name.startswith(CLASS_ROWS)]
     losses = max(abs(a - b) for a, b in zip(expected.losses, found.losses, strict=False))
     return rows, [
-        Check.equal("rounds", len(found.losses), config.rounds),
+        Check.equal("rounds", len(found.losses), total_rounds(config)),
         Check.equal("text space", found.checkpoint.text.hash[:12], expected.checkpoint.text.hash[:12]),
         Check.at_most(
             "class rows, max abs difference", _furthest(expected.tensors, found.tensors, class_rows), TOLERANCE

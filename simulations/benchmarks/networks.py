@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,14 +20,14 @@ from torch import Tensor, nn
 from client.trainer import StepSeed, Trainer
 from dsm_core.classes import describe_class
 from dsm_core.config import ModelConfig, TextConfig, TrainConfig
-from dsm_core.data import PatchBatch
-from dsm_core.losses import dsm_loss
+from dsm_core.data import Datalist, PatchBatch
+from dsm_core.losses import organ_loss
 from dsm_core.model import Features, build_model
+from dsm_core.objectives import OrgansObjective
 from dsm_core.text_space import TextSpace, build_text_space
 from simulations.benchmarks.workers import Timing, clocked
 
-ORGANS = ("gallbladder", "left kidney", "liver", "pancreas", "right kidney", "spleen", "stomach")
-CLASSES = (*ORGANS, "liver tumor")
+CLASSES = ("gallbladder", "left kidney", "liver", "pancreas", "right kidney", "spleen", "stomach")
 PARTS = ("encoder", "pixel decoder", "query decode", "loss", "optimiser")
 T = TypeVar("T")
 
@@ -52,13 +53,21 @@ def patches(size: int, batch: int, seed: int = 0) -> PatchBatch:
 
 
 @dataclass
-class SameBatch:
-    """A sampler whose every batch is the same."""
+class SamePatches:
+    """Patches that are the same whenever they are drawn."""
 
-    batch: PatchBatch
+    patches: PatchBatch
+    datalist: Datalist = field(default_factory=lambda: Datalist("noise", Path(), {}, {}, (), {}))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.patches.names
 
     def sample(self, generator: np.random.Generator, batch: int) -> PatchBatch:
-        return self.batch
+        return self.patches
+
+    def sample_case(self, index: int, generator: np.random.Generator, batch: int) -> PatchBatch:
+        return self.patches
 
 
 @dataclass
@@ -81,15 +90,17 @@ class DsmStep:
         model = build_model(self.config, text_space())
         model.class_rows.evidence[:] = 3
         self.patches = patches(self.size, self.batch, self.seed)
-        self.trainer = Trainer(model, text_space(), TrainConfig(batch=self.batch), CLASSES)
+        config = TrainConfig(batch=self.batch)
+        self.trainer = Trainer(model, OrgansObjective(model, text_space(), SamePatches(self.patches), config), config)
 
     @property
     def parameters(self) -> int:
-        return sum(p.numel() for p in self.trainer.model.parameters())
+        """Of what the step trains."""
+        return sum(p.numel() for p in self.trainer.model.parameters() if p.requires_grad)
 
     def whole(self) -> float:
         """One optimiser step as a site makes it; returns the loss before it."""
-        return self.trainer.steps(SameBatch(self.patches), 1, 1e-3, StepSeed(self.seed, "site", 1))["loss"]
+        return self.trainer.steps(1, 1e-3, StepSeed(self.seed, "site", 1))["loss"]
 
     def parts(self) -> dict[str, Timing]:
         """One step cut at the borders of its parts, each forward and backward."""
@@ -106,7 +117,7 @@ class DsmStep:
         pyramid_cut = [_cut(level) for level in pyramid]
         maps = on("pixel decoder", lambda: model.pixel_decoder(pyramid_cut))
         maps_cut = [_cut(level) for level in maps]
-        output = on("query decode", lambda: model.decode(Features(*maps_cut), queries))
+        output = on("query decode", lambda: model.find_organs(Features(*maps_cut), queries))
         cut = replace(
             output,
             mask_logits=_cut(output.mask_logits),
@@ -117,7 +128,7 @@ class DsmStep:
         self.trainer.optimizer.zero_grad(set_to_none=True)
 
         def loss() -> None:
-            value, _ = dsm_loss(cut, queries, patches.masks, patches.annotated, text_space().vectors)
+            value, _ = organ_loss(cut, queries, patches.masks, patches.annotated, text_space().vectors)
             value.mean().backward()
 
         def update() -> None:

@@ -22,12 +22,13 @@ import torch
 from dsm_core.classes import ATLAS
 from dsm_core.config import Config, ConfigError, compose_config
 from dsm_core.model import build_model
+from dsm_core.stages import MOVING, ORGANS
 from dsm_core.text_space import TextSpace, build_text_space
-from server.federation import first_arrays, first_moments
+from server.federation import first_arrays
 from server.state_file import SavedState, write_state
 from server.state_store import StateStore
 from simulations.benchmarks.table import Check, Row, write_benchmark
-from strategies.query_fedavg import ServerState
+from strategies.query_fedavg import QueryFedAvg, ServerState
 
 ROUNDS, ROUND_S = 8, 1.0
 CLASSES = ("aorta", "kidney", "kidney tumor", "liver", "liver tumor", "pancreas", "pancreas tumor", "spleen", "stomach")
@@ -56,7 +57,8 @@ def _measure(config: Config, text: TextSpace) -> Row:
     """Medians over the rounds for one size of the model."""
     torch.manual_seed(config.seed)
     model = build_model(config.model, text)
-    arrays = first_arrays(model, {}) | first_moments(model)
+    start = ServerState(first_arrays(model, {}), text.names)
+    arrays = QueryFedAvg(config.server, {}).begin_stage(start, MOVING[ORGANS]).arrays
     noise = np.random.default_rng(config.seed)
     arrays = {key: noise.normal(size=array.shape).astype(np.float32) for key, array in arrays.items()}
     saved = SavedState(ServerState(arrays, text.names), {}, text)

@@ -13,6 +13,7 @@ from client.ledger import LEDGER_NAME, Charge, Ledger
 from client.training import open_datalist
 from dsm_core.config import Config, compose_config
 from dsm_core.data import site_folders
+from dsm_core.stages import total_rounds
 from simulations.site_sources import with_held_out
 from simulations.sweep.plan import Point, SweepError
 
@@ -32,7 +33,8 @@ def check_own_ledgers(points: Sequence[Point]) -> list[str]:
         ):
             if (folder / LEDGER_NAME).exists():
                 sites.setdefault(folder, []).append(config)
-    lines, faults = [], []
+    lines: list[str] = []
+    faults: list[str] = []
     for folder, of_site in sites.items():
         is_within, line = _compose(folder, of_site)
         (lines if is_within else faults).append(line)
@@ -62,5 +64,5 @@ def _charge(folder: Path, config: Config, delta: float) -> Charge:
     from client.privacy.private_training import plan_run
 
     patients = Patients.of(open_datalist(folder, config), config.train.batch)
-    steps = config.rounds * config.train.local_steps
+    steps = total_rounds(config) * config.train.local_steps
     return plan_run(config.privacy, patients, steps, delta).charge(steps)

@@ -20,12 +20,12 @@ _FOLLOWS = {
     "start": "public.KEY=VALUE words train one, or public.checkpoint=FOLDER names one",
 }
 
-# 64 patients a site; public data are other patients, scanned without contrast agent. Sizes for two cores.
+# Stage organs alone. 64 patients a site; public data are other patients, scanned without contrast agent. For two cores.
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "full": (
         "privacy.epsilon=0,1,2,4,8,inf", "seed=0,1,2", "phantom.cases=64", "phantom.held_out=8",
-        "data.patch=[32,32,32]", "rounds=20", "train.local_steps=5", "train.batch=8",
-        "privacy.patches_per_patient=1", "privacy.trained=adapters",
+        "data.patch=[32,32,32]", "rounds=20", "prior.rounds=0", "tumors.rounds=0", "train.local_steps=5",
+        "train.batch=8", "privacy.patches_per_patient=1", "privacy.trained=adapters",
         "public.seed=1000", "public.phantom.cases=32", "public.phantom.held_out=1", "public.phantom.contrast=native",
         "public.rounds=60", "public.train.batch=4",
     ),
@@ -33,13 +33,14 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
         "privacy.epsilon=0,1,8,inf", "seed=0", "sites=2", "phantom.cases=8", "phantom.held_out=2",
         "data.spacing_mm=[8,8,8]", "data.patch=[32,32,32]", "model.widths=[8,16,24,32]", "model.mamba_blocks=[0,0,0,1]",
         "model.decoder_width=24", "model.query_width=32", "model.mask_width=16",
-        "rounds=10", "train.local_steps=4", "train.batch=4",
+        "rounds=10", "prior.rounds=0", "tumors.rounds=0", "train.local_steps=4", "train.batch=4",
         "privacy.patches_per_patient=1", "privacy.trained=adapters",
         "public.seed=1000", "public.phantom.cases=8", "public.phantom.held_out=1", "public.phantom.contrast=native",
         "public.rounds=40",
     ),
 }  # fmt: skip
 _PRIVATE = ("sites_dir", "eval_dir", "data.held_out")  # where the private patients are; never taken over as public
+ROUNDS = ("rounds", "prior.rounds", "tumors.rounds")  # of the three stages
 _EVERY_RUN = ("compare=none", "overlays=0")  # unless asked for otherwise
 
 
@@ -205,7 +206,7 @@ def _points(runs: Sequence[Sequence[str]], swept: set[str], has_start: bool) -> 
             )
         if epsilon in (ALONE, OPEN):
             of_run = {key: word for key, word in of_run.items() if not key.startswith("privacy.")}
-            of_run |= {"rounds": "rounds=0"} if epsilon == ALONE else {}
+            of_run |= {key: f"{key}=0" for key in ROUNDS} if epsilon == ALONE else {}
         else:
             of_run |= {"privacy.mode": "privacy.mode=dp_sgd", EPSILON: f"{EPSILON}={text}"}
         others = {key: of_run[key].partition("=")[2] for key in of_run if key in swept and key != EPSILON}

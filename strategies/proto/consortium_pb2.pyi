@@ -107,7 +107,7 @@ class WatchRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., after_round: _Optional[int] = ..., is_once: _Optional[bool] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("round", "rounds", "is_done", "sites", "refused", "failed", "reasons", "loss", "seconds", "phase", "waiting_for", "is_silent", "is_over")
+    __slots__ = ("round", "rounds", "is_done", "sites", "refused", "failed", "reasons", "loss", "seconds", "phase", "waiting_for", "is_silent", "is_over", "stage")
     class ReasonsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class Progress(_message.Message):
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     IS_SILENT_FIELD_NUMBER: _ClassVar[int]
     IS_OVER_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     round: int
     rounds: int
     is_done: bool
@@ -141,4 +142,5 @@ class Progress(_message.Message):
     waiting_for: _containers.RepeatedScalarFieldContainer[str]
     is_silent: bool
     is_over: bool
-    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., is_done: _Optional[bool] = ..., sites: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ..., failed: _Optional[_Iterable[str]] = ..., reasons: _Optional[_Mapping[str, str]] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., phase: _Optional[str] = ..., waiting_for: _Optional[_Iterable[str]] = ..., is_silent: _Optional[bool] = ..., is_over: _Optional[bool] = ...) -> None: ...
+    stage: str
+    def __init__(self, round: _Optional[int] = ..., rounds: _Optional[int] = ..., is_done: _Optional[bool] = ..., sites: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[str]] = ..., failed: _Optional[_Iterable[str]] = ..., reasons: _Optional[_Mapping[str, str]] = ..., loss: _Optional[float] = ..., seconds: _Optional[float] = ..., phase: _Optional[str] = ..., waiting_for: _Optional[_Iterable[str]] = ..., is_silent: _Optional[bool] = ..., is_over: _Optional[bool] = ..., stage: _Optional[str] = ...) -> None: ...

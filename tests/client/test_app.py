@@ -59,8 +59,8 @@ def ask(context, content, kind):
     return porter.app(message, context)
 
 
-def order(text_hash, round=1, share_moments=False):
-    wanted = messages.TrainOrder(round, 9, 1e-3, 5, 0, share_moments)
+def order(text_hash, round=1, share_moments=False, stage="organs"):
+    wanted = messages.TrainOrder(round, 9, stage, round, 9, 1e-3, 5, 0, share_moments)
     return messages.pack_train(messages.pack_arrays(ARRAYS), wanted, text_hash, messages.pack_config(Config()))
 
 
@@ -69,6 +69,9 @@ class FakeSession:
 
     def __init__(self):
         self.passes = 0.0
+
+    def begin(self, stage):
+        self.stage = stage
 
     def optimizer_arrays(self):
         return {"passes": np.array([self.passes])}
@@ -128,15 +131,24 @@ def test_faults_of_the_folder_are_counted_and_not_named(folder):
     assert str(folder.parent) not in reply.error.reason
 
 
-def test_unexpected_error_is_named_by_its_type_only(folder, bank, processes, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("doe-jane.nii.gz"), "RuntimeError"),
+        (OSError(28, "no room for doe-jane", "doe-jane.nii.gz"), "OSError (No space left on device)"),
+    ],
+)
+def test_unexpected_error_is_named_by_its_type_and_no_word_of_its_own(
+    folder, bank, processes, monkeypatch, error, told
+):
     def fail(*_):
-        raise OSError(28, "No space left on device", f"{folder}/doe-jane.nii.gz")
+        raise error
 
     monkeypatch.setattr(porter, "train_round", fail)
     context = node(folder)
     deliver(context, bank)
     reply = ask(context, order(bank.hash), messages.TRAIN)
-    assert reply.error.reason == "OSError at the site; its own log has the details"
+    assert reply.error.reason == f"{told} at the site; its own log has the details"
 
 
 def test_training_without_a_text_space_or_with_another_is_refused(folder, bank, processes):
@@ -207,18 +219,32 @@ def test_exported_moments_go_on_in_another_context(folder, bank, processes):
     for round in (1, 2):
         ask(context, order(bank.hash, round), messages.TRAIN)
     kept = export_moments(context)
-    assert int(kept["steps"]) == 2 * 5
+    assert int(kept["steps of organs"]) == 2 * 5
     import_moments(resumed, kept)
     deliver(resumed, bank)
     processes.now = 1
     assert passes(ask(resumed, order(bank.hash, 3), messages.TRAIN)) == 3
 
 
+def test_moments_of_an_earlier_stage_are_not_gone_on_with(folder, bank, processes):
+    context, resumed = node(folder), node(folder)
+    deliver(context, bank)
+    for round in (1, 2):
+        assert passes(ask(context, order(bank.hash, round), messages.TRAIN)) == round
+    assert passes(ask(context, order(bank.hash, 4, stage="prior"), messages.TRAIN)) == 1
+    kept = export_moments(context)
+    assert int(kept["steps of prior"]) == 5
+    import_moments(resumed, kept)
+    deliver(resumed, bank)
+    processes.now = 1
+    assert passes(ask(resumed, order(bank.hash, 5, stage="prior"), messages.TRAIN)) == 2
+
+
 def test_kept_moments_gain_a_row_for_a_class_that_joins(folder, bank, processes):
     context = node(folder)
     deliver(context, bank)
     rows = np.array([[1.0], [2.0]], np.float32)
-    import_moments(context, {"class_rows.bias@exp_avg": rows, "steps": np.array(4)})
+    import_moments(context, {"class_rows.bias@exp_avg": rows, "steps of organs": np.array(4)})
     grown = grow_text_space(bank, [describe_class("omentum")])
     deliver(context, grown)
     assert grown.names == ("liver", "omentum", "spleen")

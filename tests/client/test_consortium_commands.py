@@ -222,19 +222,21 @@ def test_watch_tells_each_round_and_this_sites_own_reason(site, coordinator):
     run = coordinator.desk.runs / "main"
     run.mkdir()
     rounds = [
-        {"round": 1, "sites": ["north", "south"], "refused": {}, "failed": {}, "loss": 0.51234},
+        {
+            "round": 1, "sites": ["north", "south"], "refused": {}, "failed": {}, "loss": 0.51234, "stage": "organs",
+        },
         {"round": 2, "sites": [], "refused": {"north": "NaN"}, "failed": {"south": "away"}},
-    ]
+    ]  # fmt: skip
     (run / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rounds))
-    state = {"phase": "stopped", "round": 2, "rounds": 9, "alive": 0, "waiting_for": ["south"]}
+    state = {"phase": "stopped", "round": 2, "rounds": 9, "alive": 0, "waiting_for": ["south"], "stage": "prior"}
     assert len(site("watch", "main", "--no-follow")[1].splitlines()) == 2
     (run / "progress.json").write_text(json.dumps(state))
     code, said = site("watch", "main")
     assert code == 0
     assert said.splitlines() == [
-        "round 1: loss 0.5123, 2 sites (north, south)",
+        "round 1 (organs): loss 0.5123, 2 sites (north, south)",
         "round 2: 0 sites (); north: NaN; south: no usable update",
-        "round 2 of 9, stopped: waiting for south",
+        "round 2 of 9 (prior), stopped: waiting for south",
     ]
 
 

@@ -11,7 +11,7 @@ METRICS = {NUM_CASES: 3, LOSS: 0.5, SECONDS: 12.0}
 
 
 def order(share_moments=False):
-    return TrainOrder(1, 9, 1e-3, 5, 0, share_moments)
+    return TrainOrder(1, 9, "organs", 1, 9, 1e-3, 5, 0, share_moments)
 
 
 def settings(tmp_path, **own):

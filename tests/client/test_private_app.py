@@ -69,7 +69,7 @@ def ask(folder):
         config = Config(
             model=SMALL, data=DataConfig(patch=(16, 16, 16)), train=TrainConfig(batch=batch), privacy=privacy
         )
-        order = messages.TrainOrder(round, rounds, 1e-3, local_steps=1, seed=0, share_moments=False)
+        order = messages.TrainOrder(round, rounds, "organs", round, rounds, 1e-3, local_steps=1, seed=0)
         content = messages.pack_train(messages.pack_arrays(arrays), order, text.hash, messages.pack_config(config))
         return send(content, messages.TRAIN)
 

@@ -107,7 +107,7 @@ class Site:
             return trace
 
         for round in range(1, ROUNDS + 1):
-            order = messages.TrainOrder(round, ROUNDS, 1e-3, local_steps=1, seed=0)
+            order = messages.TrainOrder(round, ROUNDS, "organs", round, ROUNDS, 1e-3, local_steps=1, seed=0)
             content = messages.pack_train(
                 messages.pack_arrays(self.arrays), order, self.text.hash, messages.pack_config(config)
             )

@@ -21,7 +21,16 @@ pytestmark = [
 ]
 
 SITES = ("north", "south", "west")
-KEYS = ("rounds=3", "train.local_steps=1", "train.batch=1", "data.patch=[16,16,16]")
+KEYS = (
+    "rounds=1",
+    "prior.rounds=1",
+    "tumors.rounds=1",
+    "train.local_steps=1",
+    "train.batch=1",
+    "train.crops=1",
+    "data.patch=[16,16,16]",
+    "data.crop=[16,16,16]",
+)
 MOST_S = 240.0
 
 
@@ -72,7 +81,7 @@ def test_the_service_answers_and_both_logs_are_intact(training):
     assert {name: found[name] for name in asked} == dict.fromkeys(asked, "ok"), report
     assert "classes, made by hashed words" in training.done(training.site("north", "bank"))
     assert "accepted" in training.done(training.site("north", "enrol"))
-    assert "round 3: loss" in training.done(training.site("north", "watch", "evidence", "--no-follow"))
+    assert "round 3 (tumors): loss" in training.done(training.site("north", "watch", "evidence", "--no-follow"))
     for log, kinds in {"north": {"left"}, "consortium": {"accepted", "began", "round", "enrolled"}}.items():
         path = training.folder / log / "audit.jsonl"
         program = training.server if log == "consortium" else training.site_alone

@@ -27,7 +27,8 @@ BOTH = ["north", "south"]
 DEADLINE_S = 150.0  # of a round: one takes a tenth of it on an idle machine
 GRACE_S = 30.0  # polling, averaging, a busy machine
 KEYS = (
-    "train.local_steps=1", "train.batch=1", "data.spacing_mm=[8,8,8]", "data.patch=[32,32,32]",
+    "prior.rounds=0", "tumors.rounds=0", "train.local_steps=1", "train.batch=1", "data.spacing_mm=[8,8,8]",
+    "data.patch=[32,32,32]",
     "model.widths=[8,8,16,16]", "model.mamba_blocks=[0,0,0,1]", "model.decoder_width=16", "model.query_width=16",
     "model.mask_width=8", "server.quorum=0.5", f"server.round_timeout_s={DEADLINE_S:g}",
 )  # fmt: skip

@@ -27,6 +27,8 @@ def test_without_overrides_it_is_the_one_of_the_dataclasses() -> None:
         ("model=huge", "huge"),
         ("rounds=many", "many"),
         ("rounds=0", "rounds wants at least 1"),
+        ("prior.rounds=-1", "0 .leave the stage out. or more"),
+        ("tumors.lr=0", "tumors.lr wants a positive number"),
         ("data.patch=[30,32,32]", "multiples of 16"),
         ("data.held_out=1", r"share in \[0, 1\)"),
         ("server.site_weight=loud", "'loud'"),
@@ -53,7 +55,9 @@ def test_configuration_survives_json_and_a_strange_key_is_named() -> None:
 
 def test_every_key_is_described() -> None:
     lines = describe_config(Config()).split()
-    assert {"rounds=100", "server.quorum=0.5", "phantom.held_out=16"} <= set(lines)
+    assert {"rounds=60", "prior.rounds=30", "tumors.rounds=40", "server.quorum=0.5", "phantom.held_out=16"} <= set(
+        lines
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,3 +76,10 @@ def test_every_key_is_described() -> None:
 def test_privacy_outside_its_range_is_named(key, value):
     with pytest.raises(ConfigError, match=key):
         compose_config([f"{key}={value}"])
+
+
+def test_private_training_of_queries_leaves_the_prior_out():
+    private = ["privacy.mode=dp_sgd", "privacy.trained=queries"]
+    with pytest.raises(ConfigError, match=r"set prior\.rounds=0 as well"):
+        compose_config(private)
+    assert compose_config([*private, "prior.rounds=0"]).prior.rounds == 0

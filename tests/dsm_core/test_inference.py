@@ -2,62 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from dsm_core.classes import describe_class
+from dsm_core.classes import ClassKind, describe_class
 from dsm_core.config import DataConfig, ModelConfig, TextConfig
 from dsm_core.data.volumes import Volume
-from dsm_core.inference import Predictor, predict_volume
-from dsm_core.model import build_model
+from dsm_core.hosts import HostError
+from dsm_core.inference import NoPriorError, Predictor
+from dsm_core.model import (
+    DSMOutput,
+    Features,
+    QuerySet,
+    SharedVector,
+    TumorAnswer,
+    VisualPrompt,
+    build_model,
+)
+from dsm_core.model.prompt import PROMPT_CHANNELS, SPREADS
 from dsm_core.text_space import TextSpaceError, build_text_space
+from dsm_core.volume_answers import predict_volume
 
 DATA = DataConfig(spacing_mm=(4.0, 4.0, 4.0), intensity_hu=(-100.0, 100.0), patch=(16, 16, 16))
 TEXT = build_text_space([describe_class(name) for name in ("liver", "right kidney", "kidney tumor")], TextConfig())
 
 
-@dataclass
-class Asked:
-    names: list[str]
-    text: torch.Tensor
-
-    @property
-    def asked(self):
-        return tuple(range(len(self.names)))
-
-
 class Brightness(nn.Module):
-    """Finds the liver above 0.5, the right kidney below 0.2, a tumor above 0.8; presence says whether it found any."""
+    """Finds the liver above 0.5, the right kidney below 0.2, a tumor above 0.8; presence says whether it found any.
+
+    Its prior takes everything for healthy that is 0.4 bright; it was trained on the two organs.
+    """
 
     def __init__(self):
         super().__init__()
         self.encoded = 0
+        self.void, self.tumors = SharedVector(2), SimpleNamespace(feature_width=1)
+        self.prior = SimpleNamespace(is_trained=True)
 
-    def query_set(self, names, text):
-        return Asked(list(names), text.encode(list(names)))
+    def query_set(self, names, text, host=None):
+        infos = [text.find(name) or describe_class(name) for name in names]
+        lesions = [info.name for info in infos if info.kind is ClassKind.LESION]
+        organs = ["liver", "right kidney"]
+        names = (*organs, *dict.fromkeys(lesions))
+        hosts = torch.zeros(len(names) - 2, 3)
+        for row, name in enumerate(names[2:]):
+            known = {"kidney tumor": "right kidney"}.get(name, host)
+            hosts[row, organs.index(known) if known else 2] = 1.0
+        asked = tuple(names.index(info.name) for info in infos)
+        rows = torch.arange(len(names))
+        return QuerySet(names, 2, 2, torch.zeros(len(names), text.vectors.shape[1]), rows, hosts, asked)
 
     def encode_image(self, image):
         assert image.shape[1:] == (1, *DATA.patch)
         self.encoded += len(image)
-        return image
+        return Features(F.avg_pool3d(image, 8), F.avg_pool3d(image, 4), image)
 
-    def decode(self, image, queries):
-        rules = {
-            "liver": image - 0.5,
-            "right kidney": 0.2 - image,
-            "kidney tumor": image - 0.8,
-            "everything": torch.ones_like(image),
-            "shy": torch.ones_like(image),
-        }
-        logits = torch.cat([40 * rules[name] for name in queries.names], 1)
-        present = [torch.full((len(image),), -4.0 if name == "shy" else 4.0) for name in queries.names]
-        return SimpleNamespace(mask_logits=logits, presence_logits=torch.stack(present, 1))
+    def find_organs(self, features, queries, organs):
+        image = features.pixels
+        logits = torch.cat([40 * (image - 0.5, 0.2 - image)[organ] for organ in organs], 1)
+        shape = len(image), len(organs)
+        return DSMOutput(logits, torch.full(shape, 4.0), torch.zeros(*shape, 1), (), torch.zeros(len(image), 3, 2))
+
+    def visual_prompt(self, image, reading, organ_text):
+        channels = (F.avg_pool3d(image, 2) - 0.4).expand(-1, PROMPT_CHANNELS, -1, -1, -1) / SPREADS
+        nothing = torch.zeros(1)
+        return VisualPrompt(channels, nothing, reading.probabilities, reading.queries, reading.eighth, image)
+
+    def find_tumors(self, prompt, queries):
+        count = len(queries.names) - queries.organs
+        logits = (40 * (prompt.quarter - 0.8)).expand(-1, count, -1, -1, -1)
+        return TumorAnswer(logits, torch.full((1, count), -3.0), torch.zeros(1, count, 1), logits)
 
 
 @pytest.fixture
@@ -111,7 +131,7 @@ def test_mask_lies_in_the_scans_own_grid(tmp_path, predictor, grid):
 def test_slabs_do_not_change_the_mask(tmp_path, predictor, monkeypatch):
     write_scan(tmp_path / "scan.nii.gz", GRIDS["oblique"])
     whole = predictor.predict(tmp_path / "scan.nii.gz", ["liver"]).masks
-    monkeypatch.setattr("dsm_core.inference._SLAB_VOXELS", 7 * 36 * 30)
+    monkeypatch.setattr("dsm_core.own_grid._SLAB_VOXELS", 7 * 36 * 30)
     assert torch.equal(predictor.predict(tmp_path / "scan.nii.gz", ["liver"]).masks, whole)
 
 
@@ -121,49 +141,84 @@ def test_volume_in_millilitres(tmp_path, predictor):
     assert volume_ml == pytest.approx(box.sum() * 45 / 1000, rel=0.1)
 
 
+def ask(predictor, image, queries, **more):
+    return predict_volume(predictor.model, image, predictor.model.query_set(queries, TEXT), DATA, **more)
+
+
 def test_features_are_computed_once_for_all_queries(predictor):
     image = torch.rand(1, 28, 28, 28)
-    queries = ["liver", "right kidney", "kidney tumor"]
-    together, _ = predict_volume(predictor.model, image, predictor.model.query_set(queries, TEXT), DATA)
+    queries = ["liver", "kidney tumor", "right kidney"]
+    together = ask(predictor, image, queries).probabilities
     assert predictor.model.encoded == 8
     for row, query in enumerate(queries):
-        alone, _ = predict_volume(predictor.model, image, predictor.model.query_set([query], TEXT), DATA)
-        assert torch.allclose(alone[0], together[row], atol=1e-6)
+        assert torch.allclose(ask(predictor, image, [query]).probabilities[0], together[row], atol=1e-6)
 
 
-def test_windows_of_air_are_skipped_and_hold_nothing(predictor):
+def test_windows_of_air_hold_nothing(predictor):
     image = torch.zeros(1, 28, 28, 28)
     image[:, 2:8, 2:8, 2:8] = 0.9
-    probabilities, presence = predict_volume(
-        predictor.model, image, predictor.model.query_set(["right kidney"], TEXT), DATA
-    )
-    assert predictor.model.encoded == 1
-    assert float(probabilities[0, 20:, 20:, 20:].max()) == 0
-    assert float(presence[0]) > 0.9
+    answer = ask(predictor, image, ["right kidney"])
+    assert float(answer.probabilities[0, 20:, 20:, 20:].max()) == 0
+    assert float(answer.presence[0]) > 0.9
 
 
-def test_scan_smaller_than_a_window_keeps_its_shape(predictor):
+def test_scan_smaller_than_a_window_keeps_its_shape_and_says_so(predictor):
     image = torch.rand(1, 9, 16, 5)
-    probabilities, _ = predict_volume(predictor.model, image, predictor.model.query_set(["liver"], TEXT), DATA)
-    assert probabilities.shape == (1, 9, 16, 5)
-    assert torch.equal(probabilities[0] > 0.5, image[0] > 0.5)
+    answer = ask(predictor, image, ["liver", "kidney tumor"], wants_anomaly=True)
+    assert answer.probabilities.shape == (2, 9, 16, 5)
+    assert answer.anomaly.shape == (9, 16, 5)
+    assert torch.equal(answer.probabilities[0] > 0.5, image[0] > 0.5)
+    assert any("smaller (9 x 16 x 5 voxels) than the model's window (16 x 16 x 16)" in said for said in answer.remarks)
+    assert ask(predictor, torch.rand(1, 16, 16, 16), ["liver"]).remarks == ()
 
 
-def test_presence_gate_silences_what_is_not_there(predictor):
+def test_scan_in_which_no_organ_is_found_is_answered_and_says_so(predictor):
+    answer = ask(predictor, torch.full((1, 16, 16, 16), 0.35), ["kidney tumor"])
+    assert not (answer.probabilities > 0.5).any()
+    assert answer.remarks == ("none of the model's 2 organs was found in the scan: lesions have no organ to lie in",)
+
+
+def test_anomaly_map_is_the_residual_on_the_scans_own_grid_and_needs_no_query(tmp_path, predictor):
+    box = write_scan(tmp_path / "scan.nii.gz", GRIDS["oblique"])
+    prediction = predictor.predict(tmp_path / "scan.nii.gz", [], keep_anomaly=True)
+    anomaly = prediction.anomaly.numpy()
+    assert anomaly.shape == box.shape
+    assert len(prediction.masks) == len(prediction.classes) == 0
+    assert anomaly[14:24, 10:20, 10:20].mean() == pytest.approx(0.8 - 0.4, abs=0.02)
+    assert anomaly[3:6, 12:16, 10:16].mean() == pytest.approx(0.4 - 0.3, abs=0.05)  # soft tissue of -40 HU
+
+
+def test_model_without_a_trained_prior_makes_no_anomaly_map_and_says_why(predictor):
+    predictor.model.prior.is_trained = False
     image = torch.rand(1, 16, 16, 16)
-    queries = predictor.model.query_set(["everything", "shy"], TEXT)
-    free, presence = predict_volume(predictor.model, image, queries, DATA)
-    gated, _ = predict_volume(predictor.model, image, queries, DATA, presence_gate=True)
-    assert float(free.min()) > 0.9
-    assert float(presence[1]) < 0.1
-    assert float(gated[0].min()) > 0.9
-    assert float(gated[1].max()) < 0.1
+    assert ask(predictor, image, ["kidney tumor"], wants_anomaly=True).anomaly is None
+    volume = Volume(image, None, None, torch.eye(4).double(), (4.0, 4.0, 4.0))  # type: ignore[arg-type]
+    with pytest.raises(NoPriorError, match=r"no trained prior.*prior\.rounds above 0"):
+        predictor.predict(volume, [], keep_anomaly=True)
+
+
+def test_places_that_are_searched_are_said(predictor):
+    classes = predictor.understand(["kidney tumor", "metastasis", "liver"])
+    assert predictor.places_searched(classes) == {
+        "kidney tumor": "host right kidney",
+        "metastasis": "host unknown: looked for in the whole body (--host ORGAN names one)",
+    }
+
+
+def test_host_that_is_said_is_used_where_none_is_known():
+    predictor = Predictor(Brightness(), TEXT, DATA, host="liver")  # type: ignore[arg-type]
+    found = predictor.places_searched(predictor.understand(["kidney tumor", "metastasis"]))
+    assert found == {"kidney tumor": "host right kidney", "metastasis": "host liver"}
+
+
+def test_host_that_the_model_does_not_know_is_named_with_those_it_does():
+    with pytest.raises(HostError, match=r"'colon' is no organ.*liver, right kidney"):
+        Predictor(Brightness(), TEXT, DATA, host="colon")  # type: ignore[arg-type]
 
 
 def test_training_mode_is_given_back(predictor):
-    image = torch.rand(1, 16, 16, 16)
     predictor.model.train()
-    predict_volume(predictor.model, image, predictor.model.query_set(["liver"], TEXT), DATA)
+    ask(predictor, torch.rand(1, 16, 16, 16), ["liver"])
     assert predictor.model.training
 
 

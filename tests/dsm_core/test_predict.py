@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from dsm_core.checkpoint import save_checkpoint
+from dsm_core.checkpoint import load_checkpoint, save_checkpoint
 from dsm_core.classes import ATLAS
 from dsm_core.config import Config, DataConfig, ModelConfig, TextConfig
 from dsm_core.inference import Prediction
 from dsm_core.model import build_model
-from dsm_core.predict import _write, main
+from dsm_core.predict import main
+from dsm_core.prediction_files import write_prediction
 from dsm_core.text_space import build_text_space
 
 REAL_SCAN = Path(__file__).parents[3] / "shared" / "data" / "totalsegmentator" / "example_ct.nii.gz"
@@ -48,6 +49,17 @@ AFFINE = np.array([[-3.0, 0, 0, 60], [0, 0, 4.0, -80], [0, -3.0, 0, 20], [0, 0, 
 def write(path, values, affine=AFFINE):
     nibabel.save(nibabel.Nifti1Image(values, affine), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def healthy(checkpoint, tmp_path_factory):
+    """The same model with a prior that has begun to train, and organs that count as trained."""
+    folder = tmp_path_factory.mktemp("run") / "last"
+    kept = load_checkpoint(checkpoint)
+    torch.nn.init.normal_(kept.model.prior.denoiser.out.weight, std=0.1)
+    kept.model.class_rows.evidence[:] = torch.tensor([3.0, 0.0, 3.0])  # liver, liver tumor, spleen
+    save_checkpoint(folder, kept.model, Config(model=kept.model_config, data=kept.data), kept.text)
+    return folder
 
 
 @pytest.fixture
@@ -106,9 +118,42 @@ def test_lesions_are_painted_over_organs_and_later_over_earlier(tmp_path):
     classes = tuple(ATLAS[name] for name in ("liver tumor", "liver", "spleen"))
     prediction = Prediction(classes, masks, torch.tensor([0.9, 0.8, 0.7]), np.eye(4))
     scan = nibabel.Nifti1Image(np.zeros((4, 1, 1), dtype=np.int16), np.eye(4))
-    _write(prediction, [info.name for info in classes], scan, tmp_path / "a.nii", "a", "by hand")
+    write_prediction(prediction, [info.name for info in classes], scan, tmp_path / "a.nii", None, "by hand")
     assert np.asarray(nibabel.load(tmp_path / "a.nii").dataobj)[:, 0, 0].tolist() == [1, 1, 3, 3]
     assert json.loads((tmp_path / "a.json").read_text())["labels"]["liver"]["volume_ml"] == pytest.approx(0.003)
+
+
+def test_anomaly_map_lies_in_the_scans_grid_and_needs_no_query(healthy, scan, tmp_path, capsys):
+    out = tmp_path / "out" / "anomaly.nii.gz"
+    assert main([str(healthy), str(scan), "--anomaly", str(out), "--device", "cpu"]) == 0
+    found, asked = nibabel.load(out), nibabel.load(scan)
+    assert found.shape == asked.shape
+    assert np.array_equal(found.affine, asked.affine)
+    assert found.get_data_dtype() == np.float32
+    assert np.asarray(found.dataobj).min() >= 0
+    assert [path.name for path in out.parent.iterdir()] == ["anomaly.nii.gz"]
+
+
+def test_anomaly_map_beside_a_query(healthy, scan, tmp_path):
+    out = tmp_path / "out"
+    asked = ("--query", "liver tumor", "-o", str(out / "found.nii.gz"), "--anomaly", str(out / "anomaly.nii.gz"))
+    assert main([str(healthy), str(scan), *asked, "--device", "cpu"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["anomaly.nii.gz", "found.json", "found.nii.gz"]
+
+
+def test_model_without_a_trained_prior_is_named(checkpoint, scan, tmp_path, capsys):
+    error = refused(capsys, tmp_path, checkpoint, scan, "--anomaly", tmp_path / "out" / "anomaly.nii.gz")
+    assert "no trained prior" in error
+    assert "prior.rounds" in error
+
+
+def test_where_a_lesion_is_looked_for_is_said(healthy, scan, tmp_path, capsys):
+    asked = [str(healthy), str(scan), "--query", "metastasis", "-o", str(tmp_path / "out" / "a.nii"), "--dry-run"]
+    assert main(asked) == 0
+    assert "looked for in the whole body" in capsys.readouterr().out
+    assert main([*asked, "--host", "spleen"]) == 0
+    assert "host spleen" in capsys.readouterr().out
+    assert "'colon' is no organ" in refused(capsys, tmp_path, *asked, "--host", "colon")
 
 
 def test_the_scans_text_fields_do_not_reach_the_output(checkpoint, scan, tmp_path):
@@ -150,6 +195,22 @@ def test_requests_that_cannot_be_answered(checkpoint, scan, tmp_path, capsys, ch
     flags = [part for key, value in request.items() if key.startswith("-") for part in (key, value)]
     arguments = (request["checkpoint"], request["scan"], "--query", request["query"], *flags)
     assert re.search(message, refused(capsys, tmp_path, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing is asked"),
+        (["--query", "liver"], "--query without -o"),
+        (["-o", "out/a.nii"], "nothing is asked"),
+        (["-o", "out/a.nii", "--anomaly", "out/b.nii"], "-o without --query"),
+        (["--query", "liver", "-o", "out/a.nii", "--anomaly", "out/a.nii"], "the same file"),
+        (["--anomaly", "out/a.png"], r"--anomaly wants a name ending in \.nii\.gz"),
+    ],
+)
+def test_requests_that_do_not_say_what_goes_where(checkpoint, scan, tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, refused(capsys, tmp_path, checkpoint, scan, *words))
 
 
 def test_unreadable_and_truncated_scans(checkpoint, scan, tmp_path, capsys):

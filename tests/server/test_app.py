@@ -14,6 +14,7 @@ import client.app as site_app
 from client.text_client import ConsortiumClient
 from dsm_core.checkpoint import load_checkpoint
 from dsm_core.config import ConfigError
+from dsm_core.stages import MOVING
 from server.app import app
 from server.banks import Banks
 from server.consortium import NODE_NAMES
@@ -53,12 +54,16 @@ def training(monkeypatch):
     change = {"north": 0.001, "south": 0.003}
 
     def train_round(session, arrays, order, ledger_file):
-        moved = {name: array + np.float32(change[session.site]) for name, array in arrays.items()}
-        moved["class_rows.evidence"] = arrays["class_rows.evidence"]
+        moving = MOVING[order.stage].part(arrays)
+        moved = {name: array + np.float32(change[session.site]) for name, array in moving.items()}
         return SimpleNamespace(arrays=moved, metrics={"loss": 1.0 / order.round, "num-cases": 1})
 
     def site_session(folder, config, text, device):
-        nothing = {"optimizer_arrays": dict, "load_optimizer_arrays": lambda moments, steps=0: None}
+        nothing = {
+            "begin": lambda stage: None,
+            "optimizer_arrays": dict,
+            "load_optimizer_arrays": lambda moments, steps=0: None,
+        }
         return SimpleNamespace(site=folder.name, **nothing)
 
     monkeypatch.setattr(site_app, "site_session", site_session)
@@ -67,7 +72,16 @@ def training(monkeypatch):
 
 
 def words_of(sites, out, *further):
-    return ["rounds=2", f"sites={len(sites)}", "text.encoder=offline", "name=trial", f"out={out}", *further]
+    return [
+        "rounds=2",
+        "prior.rounds=0",
+        "tumors.rounds=0",
+        f"sites={len(sites)}",
+        "text.encoder=offline",
+        "name=trial",
+        f"out={out}",
+        *further,
+    ]
 
 
 def run(sites, out, *further):
@@ -179,7 +193,7 @@ def test_run_that_stopped_below_quorum_goes_on_and_ends_as_if_it_had_not(sites, 
     whole = tmp_path / "whole" / "trial"
     assert not (whole / "state").exists()
     calls = failing_in(3, monkeypatch)
-    with pytest.raises(RoundError, match=r"round 3: 0 of 2 sites .*north: OSError at the site.*south: OSError"):
+    with pytest.raises(RoundError, match=r"round 3: 0 of 2 sites .*north: OSError .*at the site.*south: OSError"):
         run(sites, tmp_path / "broken", "rounds=4")
     broken = tmp_path / "broken" / "trial"
     assert json.loads((broken / "progress.json").read_text())["phase"] == "stopped"
@@ -234,7 +248,15 @@ def test_class_that_a_newcomer_brings_is_served_before_its_first_round_and_fetch
 ):
     """The service reads the consortium's folder, as the one does that `dsm-server start` runs in another process."""
     seen, good = {}, site_app.train_round
-    words = ["rounds=3", "sites=2", "text.encoder=offline", "name=trial", f"out={tmp_path}"]
+    words = [
+        "rounds=3",
+        "prior.rounds=0",
+        "tumors.rounds=0",
+        "sites=2",
+        "text.encoder=offline",
+        "name=trial",
+        f"out={tmp_path}",
+    ]
     home = coordinator.desk.banks.folder.parent
     sites.append(make_site(tmp_path, "east", ["pancreas"]))
 

@@ -1,16 +1,19 @@
-"""What a run starts from: evidence in the class rows, and moments at zero beside every trained tensor."""
+"""What a run starts from: evidence in the class rows, and at every stage moments beside what it trains."""
 
 import numpy as np
+import pytest
 import torch
 
-from client.trainer import Trainer
 from dsm_core.classes import ClassKind, describe_class
-from dsm_core.config import ModelConfig, TextConfig, TrainConfig
+from dsm_core.config import ModelConfig, ServerConfig, TextConfig
 from dsm_core.data import ClassContract, LabelContract
 from dsm_core.model import DSM, build_model
+from dsm_core.stages import MOVING, STAGES
 from dsm_core.text_space import TextSpace, build_text_space
-from server.federation import first_arrays, first_moments
+from server.federation import first_arrays
+from server.members import EVIDENCE
 from strategies.averaging import MOMENT
+from strategies.query_fedavg import QueryFedAvg, ServerState
 from strategies.refusal import validate_reference
 
 SMALL = ModelConfig(widths=(8, 8, 8, 8), mamba_blocks=(0, 0, 0, 1), decoder_width=8, query_width=8, mask_width=8)
@@ -31,12 +34,18 @@ def test_evidence_of_a_row_is_the_sum_over_the_sites_that_label_its_class() -> N
     np.testing.assert_array_equal(arrays["class_rows.evidence"], [0, 5, 1])
 
 
-def test_first_moments_are_zero_and_lie_beside_every_tensor_that_a_site_trains() -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_moments_of_a_stage_lie_beside_every_tensor_that_it_trains(stage: str) -> None:
     model, text = small_model()
-    moments = first_moments(model)
-    assert all(array.dtype == np.float32 and not array.any() for array in moments.values())
-    validate_reference({**first_arrays(model, {}), **moments}, class_count=3)
-    trainer = Trainer(model, text, TrainConfig(), ("liver",))
-    trainer.load_moments(moments, steps=0)
-    assert trainer.moments().keys() == moments.keys()
-    assert {key.split(MOMENT)[0] for key in moments} == set(model.state_dict()) - {"class_rows.evidence"}
+    state = ServerState(first_arrays(model, {}), text.names)
+    state = QueryFedAvg(ServerConfig(), {}).begin_stage(state, MOVING[stage])
+    validate_reference(state.arrays, class_count=3)
+    learned = {key for key, tensor in model.state_dict(keep_vars=True).items() if tensor.requires_grad}
+    moved = {key for key in MOVING[stage].part(state.arrays) if MOMENT not in key}
+    assert {key.split(MOMENT)[0] for key in state.arrays if MOMENT in key} == moved & learned
+
+
+def test_every_parameter_moves_in_some_stage_and_the_evidence_in_none() -> None:
+    arrays = first_arrays(small_model()[0], {})
+    moved = {key for moving in MOVING.values() for key in moving.part(arrays)}
+    assert moved == set(arrays) - {EVIDENCE}

@@ -8,8 +8,9 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from dsm_core.classes import ClassKind, describe_class
-from dsm_core.config import Config, ServerConfig, TextConfig
+from dsm_core.config import Config, PriorConfig, ServerConfig, TextConfig, TumorsConfig
 from dsm_core.data import ClassContract, LabelContract
+from dsm_core.stages import MOVING
 from dsm_core.text_space import TextSpace, build_text_space
 from server.members import EVIDENCE, Members
 from server.membership import Membership
@@ -31,7 +32,12 @@ class Sites:
 
     def __init__(self, contracts, enrolled, online, rounds=4, silent=(), **server):
         self.contracts, self.enrolled, self.online, self.silent = contracts, enrolled, online, silent
-        self.config = Config(rounds=rounds, server=ServerConfig(**{"round_timeout_s": 20, "quorum": 0.25, **server}))
+        self.config = Config(
+            rounds=rounds,
+            prior=PriorConfig(rounds=0),
+            tumors=TumorsConfig(rounds=0),
+            server=ServerConfig(**{"round_timeout_s": 20, "quorum": 0.25, **server}),
+        )
         self.held, self.round, self.states = {}, 0, {}
         self.app = ClientApp()
         self.app.query("enrol")(self.enrol)
@@ -54,7 +60,7 @@ class Sites:
         held = self.held.get(context.node_config["site-dir"])
         if held is None or held.hash != request.text_hash:
             return messages.error_reply(messages.TEXT_CODE, "another text space", message)
-        arrays = {key: array + np.float32(key != EVIDENCE) for key, array in request.arrays.items()}
+        arrays = {key: array + np.float32(1) for key, array in MOVING[request.order.stage].part(request.arrays).items()}
         return Message(messages.pack_trained(arrays, {"loss": 1.0, "num-cases": 2}), reply_to=message)
 
     def run(self):
@@ -70,7 +76,11 @@ class Sites:
             members = Members({site: nodes[site] for site in self.enrolled}, contracts, text, strategy)
             evidence = [sum(c.evidence().get(name, 0) for c in contracts.values()) for name in text.names]
             rows = np.random.default_rng(0).normal(size=(len(text.names), 3)).astype(np.float32)
-            arrays = {"class_rows.bias": rows, EVIDENCE: np.array(evidence, np.float32), "encoder": rows[0]}
+            arrays = {
+                "class_rows.bias.weight": rows,
+                EVIDENCE: np.array(evidence, np.float32),
+                "encoder.weight": rows[0],
+            }
             membership = Membership(grid, self.config, members)
             state = strategy.init(arrays, text.names)
             self.states[0] = state
@@ -85,7 +95,7 @@ class Sites:
 
 
 def row(state, name):
-    return state.arrays["class_rows.bias"][state.classes.index(name)]
+    return state.arrays["class_rows.bias.weight"][state.classes.index(name)]
 
 
 def test_site_that_connects_later_trains_from_the_next_round_and_its_class_gets_a_row():

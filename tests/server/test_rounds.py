@@ -10,8 +10,9 @@ from flwr.app import ConfigRecord, Message
 from flwr.clientapp import ClientApp
 
 from dsm_core.classes import ClassKind
-from dsm_core.config import Config, ServerConfig
+from dsm_core.config import Config, PriorConfig, ServerConfig, TumorsConfig
 from dsm_core.data import ClassContract, LabelContract
+from dsm_core.stages import MOVING
 from server.rounds import RoundError, run_rounds, site_rate
 from server.waiting import Waiting
 from simulations.grid import run_in_process
@@ -19,14 +20,20 @@ from strategies import messages
 from strategies.query_fedavg import QueryFedAvg
 
 CLASSES = ("kidney", "liver")
-REFERENCE = {"class_rows.weight": np.zeros((2, 3), np.float32), "encoder": np.zeros(4, np.float32)}
+REFERENCE = {"class_rows.bias.weight": np.zeros((2, 3), np.float32), "encoder.weight": np.zeros(4, np.float32)}
+ORGANS_ONLY = {"prior": PriorConfig(rounds=0), "tumors": TumorsConfig(rounds=0)}
 TEXT = SimpleNamespace(hash="bank-2", to_bytes=lambda: b"vectors")
 SITES = ("east", "north", "south", "west")
 
 
+class Stopped(Exception):
+    pass
+
+
 def rounds_with(
-    behave, rounds=2, sites=SITES, state=None, on_round=None, offline=(), waiting=None, threads=2, **server
-):
+    behave, rounds=2, sites=SITES, state=None, on_round=None, offline=(), waiting=None, contracts=None, start=REFERENCE,
+    threads=2, stop=None, prior=ORGANS_ONLY["prior"], tumors=ORGANS_ONLY["tumors"], **server,
+):  # fmt: skip
     """Run rounds in which site `i` answers `behave(site, request)`: an array to add, or an exception to send."""
     app = ClientApp()
     texts = dict.fromkeys(sites, TEXT.hash)
@@ -40,7 +47,8 @@ def rounds_with(
         change = behave(site, request, texts)
         if isinstance(change, str):
             return messages.error_reply(messages.FAULT_CODE, change, message)
-        arrays = {name: array + np.float32(change) for name, array in request.arrays.items()}
+        moving = MOVING[request.order.stage].part(request.arrays)
+        arrays = {name: array + np.float32(change) for name, array in moving.items()}
         return Message(messages.pack_trained(arrays, {"loss": 1.0, "num-cases": 2}), reply_to=message)
 
     @app.query("text")
@@ -48,16 +56,30 @@ def rounds_with(
         texts[context.node_config["site-dir"]] = messages.unpack_text(message.content)[1]
         return Message(messages.pack_text_receipt(TEXT.hash), reply_to=message)
 
-    contracts = {site: LabelContract(site, 2, {"liver": ClassContract(ClassKind.ORGAN, None, 2)}) for site in sites}
-    config = Config(rounds=rounds, server=ServerConfig(**{"round_timeout_s": 5, **server}))
+    contracts = contracts or {
+        site: LabelContract(site, 2, {"liver": ClassContract(ClassKind.ORGAN, None, 2)}) for site in sites
+    }
+    config = Config(rounds=rounds, prior=prior, tumors=tumors, server=ServerConfig(**{"round_timeout_s": 5, **server}))
+    reached = []
+
+    def note(round, record, after):
+        reached.append(after)
+        if on_round is not None:
+            on_round(round, record, after)
+        if round == stop:
+            raise Stopped
+
     fedavg = QueryFedAvg(config.server, contracts)
 
     def serve(grid, context):
         nodes = dict(zip(sites, grid.get_node_ids(), strict=True))
         gone = offline if callable(offline) else lambda: offline
         grid.get_node_ids = lambda: [node for site, node in nodes.items() if site not in gone()]
-        start = fedavg.init(REFERENCE, CLASSES) if state is None else state
-        return run_rounds(grid, start, fedavg, config, nodes, TEXT, on_round, waiting=waiting)
+        first = fedavg.init(start, CLASSES) if state is None else state
+        try:
+            return run_rounds(grid, first, fedavg, config, nodes, TEXT, note, waiting=waiting)
+        except Stopped:
+            return reached[-1]
 
     return run_in_process(serve, app, list(sites), threads=threads)
 
@@ -69,15 +91,15 @@ def test_every_round_is_reported_and_rows_nobody_labels_stay():
     assert seen[-1][2] is state
     assert seen[0][1]["sites"] == list(SITES)
     assert seen[0][1]["seconds"] > 0
-    np.testing.assert_array_equal(state.arrays["encoder"], np.full(4, 3, np.float32))
-    np.testing.assert_array_equal(state.arrays["class_rows.weight"], [[0, 0, 0], [3, 3, 3]])
+    np.testing.assert_array_equal(state.arrays["encoder.weight"], np.full(4, 3, np.float32))
+    np.testing.assert_array_equal(state.arrays["class_rows.bias.weight"], [[0, 0, 0], [3, 3, 3]])
 
 
 def test_nan_update_of_one_site_is_named_and_the_round_goes_on():
     state = rounds_with(lambda site, *_: np.nan if site == "north" else 1.0, rounds=1)
     assert list(state.history[0]["refused"]) == ["north"]
     assert "NaN" in state.history[0]["refused"]["north"]
-    np.testing.assert_array_equal(state.arrays["encoder"], np.ones(4, np.float32))
+    np.testing.assert_array_equal(state.arrays["encoder.weight"], np.ones(4, np.float32))
 
 
 def test_failing_site_is_named_with_its_reason():
@@ -99,7 +121,7 @@ def test_below_quorum_stops_and_keeps_the_last_good_state():
     with pytest.raises(RoundError, match=r"round 2: 1 of 4 .* server.quorum wants 3.*north: refused") as error:
         rounds_with(behave, quorum=0.75)
     assert error.value.state.round == 1
-    np.testing.assert_array_equal(error.value.state.arrays["encoder"], np.ones(4, np.float32))
+    np.testing.assert_array_equal(error.value.state.arrays["encoder.weight"], np.ones(4, np.float32))
 
 
 def test_silent_site_is_named_at_the_deadline():
@@ -140,7 +162,7 @@ def test_late_answer_does_not_enter_the_next_round():
     state = rounds_with(behave, rounds=2, round_timeout_s=1.0)
     assert list(state.history[0]["failed"]) == ["north"]
     assert state.history[1]["sites"] == list(SITES)
-    np.testing.assert_array_equal(state.arrays["encoder"], np.full(4, 2, np.float32))
+    np.testing.assert_array_equal(state.arrays["encoder.weight"], np.full(4, 2, np.float32))
 
 
 def test_late_answer_is_on_record():
@@ -175,7 +197,7 @@ def test_share_of_the_sites_is_asked_drawn_from_seed_and_round():
     assert {site for sites in drawn for site in sites} == set(SITES)
     assert sorted(asked) == [(number, site) for number, sites in enumerate(drawn, start=1) for site in sites]
     assert all(not record["failed"] for record in state.history)
-    np.testing.assert_array_equal(state.arrays["encoder"], np.full(4, 6, np.float32))
+    np.testing.assert_array_equal(state.arrays["encoder.weight"], np.full(4, 6, np.float32))
     assert drawn == [record["asked"] for record in rounds_with(lambda *_: 1.0, rounds=6, participation=0.5).history]
 
 
@@ -255,7 +277,7 @@ def test_site_that_keeps_another_text_space_is_refused_once_and_named():
         if context.node_config["site-dir"] == "west":
             return messages.error_reply(messages.TEXT_CODE, "this site holds text space bank-1", message)
         request = messages.unpack_train(message.content)
-        return Message(messages.pack_trained(request.arrays, {"loss": 1.0}), reply_to=message)
+        return Message(messages.pack_trained(MOVING["organs"].part(request.arrays), {"loss": 1.0}), reply_to=message)
 
     @app.query("text")
     def text(message: Message, context) -> Message:
@@ -263,7 +285,7 @@ def test_site_that_keeps_another_text_space_is_refused_once_and_named():
         return Message(messages.pack_text_receipt("bank-1"), reply_to=message)
 
     contracts = {site: LabelContract(site, 2, {"liver": ClassContract(ClassKind.ORGAN, None, 2)}) for site in SITES}
-    config = Config(rounds=1, server=ServerConfig(round_timeout_s=5))
+    config = Config(rounds=1, **ORGANS_ONLY, server=ServerConfig(round_timeout_s=5))
     fedavg = QueryFedAvg(config.server, contracts)
     state = run_in_process(
         lambda grid, _: run_rounds(
@@ -286,13 +308,14 @@ def test_reply_without_an_update_is_a_failure():
 
     @app.train()
     def train(message: Message, context) -> Message:
-        reply = Message(messages.pack_trained(REFERENCE, {"loss": 1.0}), reply_to=message)
+        request = messages.unpack_train(message.content)
+        reply = Message(messages.pack_trained(MOVING["organs"].part(request.arrays), {"loss": 1.0}), reply_to=message)
         if context.node_config["site-dir"] == "east":
             reply.content = type(reply.content)({"order": ConfigRecord()})
         return reply
 
     contracts = {site: LabelContract(site, 2, {"liver": ClassContract(ClassKind.ORGAN, None, 2)}) for site in SITES}
-    config = Config(rounds=1)
+    config = Config(rounds=1, **ORGANS_ONLY)
     fedavg = QueryFedAvg(config.server, contracts)
     state = run_in_process(
         lambda grid, _: run_rounds(
@@ -321,5 +344,59 @@ def test_two_rounds_and_resume_equal_four():
 
 def test_rate_grows_with_the_root_of_the_sites_only_where_moments_are_shared():
     shared, local = (Config(server=ServerConfig(moments=kind)) for kind in ("shared", "local"))
-    assert site_rate(shared, 4) == pytest.approx(2 * shared.train.lr)
-    assert site_rate(local, 4) == local.train.lr
+    assert site_rate(1e-3, shared, 4) == pytest.approx(2e-3)
+    assert site_rate(1e-3, local, 4) == 1e-3
+
+
+THREE = {"prior": PriorConfig(rounds=2), "tumors": TumorsConfig(rounds=2)}
+STAGED = {"prior.weight": np.zeros(2, np.float32), "tumors.weight": np.zeros(2, np.float32), **REFERENCE}
+
+
+def staged_rounds(rounds, state=None, kinds=(ClassKind.ORGAN, ClassKind.LESION)):
+    """Rounds of three stages with a site `organs` and a site `lesions`, and what each was asked to train."""
+    asked = {}
+
+    def behave(site, request, _):
+        asked.setdefault(request.order.round, (request.order.stage, request.order.stage_round, []))[2].append(site)
+        return np.random.default_rng([len(site), request.order.round]).normal()
+
+    contracts = {
+        f"{kind}s": LabelContract(f"{kind}s", 2, {name: ClassContract(kind, None, 2)})
+        for name, kind in zip(CLASSES, kinds, strict=True)
+    }
+    found = rounds_with(
+        behave, rounds=2, sites=sorted(contracts), state=state, contracts=contracts, start=STAGED,
+        stop=rounds, **THREE,
+    )  # fmt: skip
+    return found, {round: (stage, number, sorted(sites)) for round, (stage, number, sites) in asked.items()}
+
+
+def test_stages_follow_one_another_and_only_sites_that_can_teach_one_are_asked():
+    state, asked = staged_rounds(6)
+    assert asked == {
+        1: ("organs", 1, ["organs"]), 2: ("organs", 2, ["organs"]),
+        3: ("prior", 1, ["lesions", "organs"]), 4: ("prior", 2, ["lesions", "organs"]),
+        5: ("tumors", 1, ["lesions"]), 6: ("tumors", 2, ["lesions"]),
+    }  # fmt: skip
+    assert [(r["stage"], r["stage_round"], r["rounds"]) for r in state.history] == [
+        (stage, number, 6) for stage in ("organs", "prior", "tumors") for number in (1, 2)
+    ]
+    assert all(state.arrays[key].any() for key in STAGED)
+
+
+@pytest.mark.parametrize("stop", range(1, 6))
+def test_run_stopped_anywhere_goes_on_bit_for_bit_across_its_stages(stop):
+    whole, _ = staged_rounds(6)
+    stopped, _ = staged_rounds(stop)
+    assert stopped.round == stop
+    resumed, _ = staged_rounds(6, state=stopped)
+    assert resumed.arrays.keys() == whole.arrays.keys()
+    assert all(resumed.arrays[key].tobytes() == whole.arrays[key].tobytes() for key in whole.arrays)
+
+
+def test_stage_that_no_site_can_teach_is_left_out(caplog):
+    state, asked = staged_rounds(6, kinds=(ClassKind.ORGAN,) * 2)
+    assert [stage for stage, _, _ in asked.values()] == ["organs", "organs", "prior", "prior"]
+    assert "stage tumors is left out" in caplog.text
+    assert state.round == 6
+    assert not state.arrays["tumors.weight"].any()

@@ -59,6 +59,8 @@ def test_headline_says_how_long_it_waits_and_when_nobody_seems_alive():
     assert headline(PROGRESS, RECORDS, 1041.0) == "federated: round 3 of 3, training (41 s of 60 s), loss 1.250"
     silent = "no sign of life for 90 s: if its process is gone, go on with `dsm-server start --resume`"
     assert silent in headline(PROGRESS, RECORDS, 1100.0)
+    staged = headline(PROGRESS | {"stage": "prior"}, RECORDS, 1041.0)
+    assert staged == "federated: round 3 of 3 (prior), training (41 s of 60 s), loss 1.250"
     stopped = PROGRESS | {"phase": "stopped", "reason": "round 3: 0 of 3 sites"}
     assert headline(stopped, RECORDS, 9999.0) == "federated: round 3 of 3, stopped, loss 1.250, round 3: 0 of 3 sites"
 

@@ -70,7 +70,7 @@ def dice(found, boxes, name):
 
 @pytest.mark.slow
 def test_class_that_joined_on_the_way_is_found_and_the_old_one_still_is(tmp_path):
-    config = compose_config([*SMALL, f"rounds={ROUNDS}"])
+    config = compose_config([*SMALL, f"rounds={ROUNDS}", "prior.rounds=0", "tumors.rounds=0"])
     sites = [make_site(tmp_path, "north", "liver"), make_site(tmp_path, "east", "bladder")]
     federation, states = federated(sites, config)
     assert states[JOINS].classes == ("liver",)

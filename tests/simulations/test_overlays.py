@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,10 @@ NOTHING = np.zeros(SHAPE, bool)
 IMAGE = np.full(SHAPE, 0.4)
 
 
+def draw(truth: np.ndarray, prediction: np.ndarray, spacing_mm: tuple[float, ...] = (1, 1, 1), **more: Any) -> bytes:
+    return draw_overlay(Overlay(IMAGE, truth, prediction, "m", "s", "c", "local", 1.0, spacing_mm, **more))
+
+
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), int)
 
@@ -60,7 +65,7 @@ def test_patients_right_is_on_the_left_and_front_on_top() -> None:
 
 
 def test_contours_stand_on_the_patients_right() -> None:
-    picture = pixels(draw_overlay(IMAGE, TRUTH, TRUTH, "a"))
+    picture = pixels(draw(TRUTH, TRUTH))
     whole = pixels_of(picture, TRUTH_COLOUR)[:, : int(picture.shape[1] * 0.5)]
     columns = np.nonzero(whole.any(0))[0]
     assert columns.size
@@ -68,28 +73,41 @@ def test_contours_stand_on_the_patients_right() -> None:
 
 
 def test_both_contours_stay_visible_where_they_agree() -> None:
-    picture = pixels(draw_overlay(IMAGE, TRUTH, TRUTH, "a"))
+    picture = pixels(draw(TRUTH, TRUTH))
     assert pixels_of(picture, TRUTH_COLOUR).sum() > 50
     assert pixels_of(picture, PREDICTION_COLOUR).sum() > 50
 
 
 def test_a_missing_prediction_draws_no_contour_but_says_so() -> None:
-    without = pixels_of(pixels(draw_overlay(IMAGE, TRUTH, NOTHING, "a")), PREDICTION_COLOUR)
-    with_one = pixels_of(pixels(draw_overlay(IMAGE, TRUTH, TRUTH, "a")), PREDICTION_COLOUR)
+    without = pixels_of(pixels(draw(TRUTH, NOTHING)), PREDICTION_COLOUR)
+    with_one = pixels_of(pixels(draw(TRUTH, TRUTH)), PREDICTION_COLOUR)
     assert without[: int(len(without) * 0.85)].sum() < 0.2 * with_one.sum()
-    assert draw_overlay(IMAGE, NOTHING, NOTHING, "a").startswith(b"\x89PNG")
+    assert draw(NOTHING, NOTHING).startswith(b"\x89PNG")
 
 
 def test_anisotropic_voxels_keep_their_shape_in_mm() -> None:
-    narrow = Image.open(io.BytesIO(draw_overlay(IMAGE, TRUTH, TRUTH, "a", (1.0, 2.0, 1.0)))).size
-    wide = Image.open(io.BytesIO(draw_overlay(IMAGE, TRUTH, TRUTH, "a", (2.0, 1.0, 1.0)))).size
+    narrow = Image.open(io.BytesIO(draw(TRUTH, TRUTH, (1.0, 2.0, 1.0)))).size
+    wide = Image.open(io.BytesIO(draw(TRUTH, TRUTH, (2.0, 1.0, 1.0)))).size
     assert wide[0] > 1.8 * narrow[0]
     assert wide[1] == narrow[1]
 
 
+def test_anomaly_map_stands_beside_the_masks_and_is_bright_where_the_scan_is_odd() -> None:
+    plain, odd = pixels(draw(TRUTH, TRUTH)), pixels(draw(TRUTH, TRUTH, anomaly=6.0 * TRUTH))
+    healthy = pixels(draw(TRUTH, TRUTH, anomaly=np.zeros(SHAPE)))
+    assert odd.shape[1] > plain.shape[1] * 1.4
+    assert odd.shape == healthy.shape
+    beside = slice(plain.shape[1], None)
+    shown = slice(0, int(odd.shape[0] * 0.8))
+    bright = (odd[shown, beside].min(-1) > 150).mean(), (healthy[shown, beside].min(-1) > 150).mean()
+    assert bright[0] > 0.05 > 10 * bright[1]
+
+
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"\(40, 32, 12\).*\(40, 32, 11\)"):
-        draw_overlay(IMAGE, TRUTH, TRUTH[..., 1:], "a")
+        draw(TRUTH, TRUTH[..., 1:])
+    with pytest.raises(ValueError, match=r"\(40, 32, 12\).*\(40, 32, 11\)"):
+        draw(TRUTH, TRUTH, anomaly=np.zeros(SHAPE)[..., 1:])
 
 
 def test_saved_pictures_are_listed_and_carry_no_case(tmp_path: Path) -> None:
@@ -97,6 +115,7 @@ def test_saved_pictures_are_listed_and_carry_no_case(tmp_path: Path) -> None:
     entries = save_overlays(tmp_path, [item, item])
     assert json.loads((tmp_path / "overlays.json").read_text()) == entries
     assert entries[0] == {"file": "00-foreign-st-mary-1-liver-tumor-federated.png", "method": "federated",
-                          "site": "St. Mary/1", "class": "liver tumor", "status": "foreign", "dice": None}  # fmt: skip
+                          "site": "St. Mary/1", "class": "liver tumor", "status": "foreign", "dice": None,
+                          "anomaly": False}  # fmt: skip
     assert len({entry["file"] for entry in entries}) == 2
     assert all((tmp_path / entry["file"]).stat().st_size > 1000 for entry in entries)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dsm_core.config import Config
+from dsm_core.stages import STAGES
 from simulations.overlays import Overlay, save_overlays
 from simulations.reading import read_run
 from simulations.report import main, render, write_report
@@ -70,7 +71,9 @@ def overlay(site: str, name: str, status: str, method: str = "federated") -> Ove
     truth = sphere(shape, (52, 36, 24), radius)
     image = np.clip(0.45 * body + 0.12 * truth + 0.03 * generator.standard_normal(shape), 0, 1)
     prediction = np.zeros(shape, bool) if status == "unseen" else sphere(shape, (53, 35, 24), radius * 0.95)
-    return Overlay(image, truth, prediction, method, site, name, status, 0.0 if status == "unseen" else 0.88, (4, 4, 4))
+    anomaly = 5.0 * truth if "tumor" in name else None
+    dice = 0.0 if status == "unseen" else 0.88
+    return Overlay(image, truth, prediction, method, site, name, status, dice, (4, 4, 4), anomaly)
 
 
 def make_run(out: Path, rounds: int = 100, rows: list[dict[str, Any]] | None = None, **info: Any) -> RunFolder:
@@ -81,6 +84,8 @@ def make_run(out: Path, rounds: int = 100, rows: list[dict[str, Any]] | None = N
             decay = 0.35 + 1.3 * np.exp(-r / 30) + (0.1 if method == "fedavg" else 0)
             losses = {site: decay * (1 + 0.08 * i) + 0.05 * generator.random() for i, site in enumerate(SITES)}
             record: dict[str, Any] = {"round": r, "rounds": rounds, "loss": float(np.mean(list(losses.values())))}
+            stage = STAGES[3 * (r - 1) // rounds]
+            record |= {"stage": stage, "stage_round": r - -(-STAGES.index(stage) * rounds // 3)}
             record |= {"site_losses": {} if method == "pooled" else losses, "seconds": 1.0, "refused": []}
             if method == "federated":
                 record |= {"server_step": 1 + 2 * r / rounds, "val_dice": 0.8 * (1 - np.exp(-r / 25))}
@@ -221,3 +226,23 @@ def test_command_line_prints_the_report_or_the_reason(tmp_path: Path, capsys: py
     assert main([str(tmp_path / "nowhere")]) == 1
     assert "is not a folder" in capsys.readouterr().err
     assert main([]) == 2
+
+
+def test_every_stage_has_curves_of_its_own_and_lesions_their_anomaly_map(full_run: RunFolder, full_page: str) -> None:
+    headings = re.findall(r"<h3>Training loss, stage (\w+)", full_page)
+    assert headings == list(STAGES)
+    assert "Losses compare within a stage only" in full_page
+    wide = full_page.split('class="pictures wide"')[1:]
+    assert len(wide) == 2  # foreign and unseen lesions; the liver stands among the narrow pictures
+    assert all("tumor" in part.split("</figure>")[0] for part in wide)
+    assert full_page.count("departure from health, Dice") == 2
+
+
+def test_history_without_stages_is_drawn_as_one(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    lines = [json.loads(line) for line in folder.history_path.read_text().splitlines()]
+    old = [{k: v for k, v in line.items() if k not in ("stage", "stage_round")} for line in lines]
+    folder.history_path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    page = render(read_run(folder.path))
+    assert "<h3>Training loss</h3>" in page
+    assert "Losses compare" not in page

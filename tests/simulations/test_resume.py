@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from simulations.run import main
 
 ROUNDS = 6
 SMALL = [
-    "sites=2", f"rounds={ROUNDS}", "train.local_steps=1", "train.batch=1", "phantom.cases=2", "phantom.held_out=1",
+    "sites=2", "rounds=2", "prior.rounds=2", "tumors.rounds=2", "train.local_steps=1", "train.crops=2",
+    "data.crop=[16,16,16]", "model.prior_widths=[8,8,8]", "model.lesion_width=8", "train.batch=1", "phantom.cases=2",
+    "phantom.held_out=1",
     "data.spacing_mm=[8,8,8]", "data.patch=[32,32,32]", "model.widths=[8,8,16,16]", "model.mamba_blocks=[0,0,0,1]",
     "model.decoder_width=16", "model.query_width=16", "model.mask_width=8", "threads=1", "overlays=1",
 ]  # fmt: skip
@@ -33,6 +36,7 @@ def start(words):
     if process == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(f"{Path(words[-1].partition('=')[2]).name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)  # pytest's own would take what is said here
         code = 99
         try:
             code = main(words)

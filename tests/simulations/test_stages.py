@@ -10,12 +10,14 @@ import pytest
 
 import client.app
 from dsm_core.checkpoint import load_checkpoint
+from dsm_core.stages import STAGES
 from simulations.run import main
 
 SMALL = [
-    "sites=2", "rounds=2", "train.local_steps=1", "train.batch=1", "phantom.cases=2", "phantom.held_out=1",
-    "data.spacing_mm=[8,8,8]", "data.patch=[32,32,32]", "model.widths=[8,8,16,16]", "model.mamba_blocks=[0,0,0,1]",
-    "model.decoder_width=16", "model.query_width=16", "model.mask_width=8", "threads=1",
+    "sites=2", "rounds=2", "prior.rounds=1", "tumors.rounds=2", "train.local_steps=1", "train.batch=1", "train.crops=2",
+    "phantom.cases=2", "phantom.held_out=1", "data.spacing_mm=[8,8,8]", "data.patch=[32,32,32]", "data.crop=[16,16,16]",
+    "model.widths=[8,8,16,16]", "model.mamba_blocks=[0,0,0,1]", "model.decoder_width=16", "model.query_width=16",
+    "model.mask_width=8", "model.prior_widths=[8,8,8]", "model.lesion_width=8", "threads=1",
 ]  # fmt: skip
 
 
@@ -39,10 +41,14 @@ def test_matrix_has_every_method_site_and_class_with_its_status(out: Path) -> No
 
 def test_methods_take_the_same_number_of_steps(out: Path) -> None:
     info = json.loads((out / "tiny" / "run.json").read_text())
-    assert {method["steps_total"] for method in info["methods"].values()} == {2 * 1 * 2}
+    assert {method["steps_total"] for method in info["methods"].values()} == {2 * 1 * 5}
     lines = [json.loads(line) for line in (out / "tiny" / "history.jsonl").read_text().splitlines()]
     rounds = {method: sum(line["method"] == method for line in lines) for method in info["methods"]}
-    assert rounds == {"federated": 2, "fedavg": 2, "local": 4, "pooled": 4}
+    assert rounds == {"federated": 5, "fedavg": 5, "local": 10, "pooled": 10}
+    in_stage = {m: [line["stage"] for line in lines if line["method"] == m] for m in info["methods"]}
+    for method, times in {"federated": 1, "fedavg": 1, "local": 2, "pooled": 2}.items():
+        held = {stage: in_stage[method].count(stage) for stage in STAGES}
+        assert held == {"organs": 2 * times, "prior": times, "tumors": 2 * times}
     assert info["finished"] is True
     assert "not CLIP" in info["text_encoder"]
 
@@ -50,6 +56,8 @@ def test_methods_take_the_same_number_of_steps(out: Path) -> None:
 def test_report_and_checkpoints_are_written(out: Path) -> None:
     report = (out / "tiny" / "report.html").read_text()
     assert "spleen tumor" in report
+    assert all(f"Training loss, stage {stage}" in report for stage in STAGES)
+    assert "departure from health" in report
     assert "<script src" not in report
     for name in ("last", "best"):
         checkpoint = load_checkpoint(out / "tiny" / "checkpoints" / name)
@@ -130,7 +138,7 @@ def test_every_site_failing_ends_the_program_with_an_error(
     assert main([*SMALL, f"sites_dir={tmp_path / 'sites'}", f"out={tmp_path / 'runs'}", "name=lost"]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dsm-simulate:")][-1]
     assert "round 1: 0 of 2 sites" in said
-    assert "east: OSError at the site" in said
+    assert "east: OSError (No space left on device) at the site" in said
     assert "doe" not in said
     assert json.loads((tmp_path / "runs/lost/run.json").read_text())["finished"] is False
     assert not (tmp_path / "runs/lost/report.html").exists()
@@ -139,7 +147,7 @@ def test_every_site_failing_ends_the_program_with_an_error(
 def test_run_starts_from_the_checkpoint_of_another_and_zero_rounds_score_it_alone(out: Path) -> None:
     public = out / "tiny" / "checkpoints" / "last"
     words = [f"out={out}", f"start={public}", "compare=none", "overlays=0"]
-    assert main([*SMALL, *words, "name=alone", "rounds=0"]) == 0
+    assert main([*SMALL, *words, "name=alone", "rounds=0", "prior.rounds=0", "tumors.rounds=0"]) == 0
     weights = "checkpoints/last/model.safetensors"
     assert (out / "alone" / weights).read_bytes() == (out / "tiny" / weights).read_bytes()
     scores = {
@@ -151,7 +159,7 @@ def test_run_starts_from_the_checkpoint_of_another_and_zero_rounds_score_it_alon
         for name in ("tiny", "alone")
     }
     assert scores["alone"] == scores["tiny"]
-    assert json.loads((out / "alone" / "run.json").read_text())["start"]["round"] == 2
+    assert json.loads((out / "alone" / "run.json").read_text())["start"]["round"] == 5
     assert "Started from" in (out / "alone" / "report.html").read_text()
 
 

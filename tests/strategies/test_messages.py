@@ -14,7 +14,7 @@ ARRAYS = {
     "none": np.zeros((0, 4), np.float32),
     "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
 }
-ORDER = messages.TrainOrder(round=3, rounds=20, lr=2e-3, local_steps=5, seed=7)
+ORDER = messages.TrainOrder(23, 60, "prior", stage_round=3, stage_rounds=20, lr=2e-3, local_steps=5, seed=7)
 
 
 def sent(content):

@@ -9,6 +9,7 @@ import pytest
 from dsm_core.classes import ClassKind
 from dsm_core.config import ServerConfig
 from dsm_core.data import ClassContract, LabelContract
+from dsm_core.stages import MOVING
 from strategies.query_fedavg import QueryFedAvg, SiteFailure, SiteUpdate, site_weights
 
 CLASSES = ("kidney", "liver", "spleen")
@@ -173,3 +174,82 @@ def test_site_weights():
 def test_class_without_a_row_is_an_error():
     with pytest.raises(ValueError, match=r"\['spleen'\] are labelled at a site but have no row"):
         strategy().init({"encoder": REFERENCE["encoder"]}, ("kidney", "liver"))
+
+
+STAGED = {
+    "class_rows.residual.weight": np.array([[0.1, 0.3], [1.0, 1.0], [2.0, 2.0]], np.float32),
+    "class_rows.evidence": np.array([0, 4, 2], np.float32),
+    "encoder.weight": np.array([0.1, 0.7], np.float32),
+    "tumors.weight": np.array([5.0], np.float32),
+}
+STAGED_CLASSES = ("kidney tumor", "liver", "spleen")
+
+
+def staged(**config):
+    """North labels an organ and the tumor, south two organs."""
+    contracts = {
+        "north": LabelContract("north", 1, {
+            "liver": ClassContract(ClassKind.ORGAN, None, 1), "kidney tumor": ClassContract(ClassKind.LESION, None, 1),
+        }),
+        "south": contract("south", 3, liver=3, spleen=2),
+    }  # fmt: skip
+    return QueryFedAvg(ServerConfig(**config), contracts)
+
+
+def trained(state, stage, site, change):
+    return SiteUpdate(
+        site, {key: array + np.float32(change) for key, array in MOVING[stage].part(state.arrays).items()}
+    )
+
+
+@pytest.mark.parametrize("how", [{}, {"class_rows": "shared", "moments": "local"}, {"momentum": 0.5}])
+@pytest.mark.parametrize("stage", ["organs", "tumors"])
+def test_what_a_stage_does_not_train_stays_bit_for_bit(how, stage):
+    fedavg = staged(**how)
+    state = fedavg.begin_stage(fedavg.init(STAGED, STAGED_CLASSES), MOVING[stage])
+    for _ in range(3):
+        answers = [trained(state, stage, "north", 0.3), trained(state, stage, "south", 0.1)]
+        state = fedavg.apply(state, answers, moving=MOVING[stage])
+    assert not state.history[-1]["refused"]
+    moved = {key for key, array in STAGED.items() if state.arrays[key].tobytes() != array.tobytes()}
+    assert moved == {"class_rows.residual.weight", {"organs": "encoder.weight", "tumors": "tumors.weight"}[stage]}
+    rows = [row.tobytes() for row in STAGED["class_rows.residual.weight"]]
+    still = [row.tobytes() == rows[i] for i, row in enumerate(state.arrays["class_rows.residual.weight"])]
+    assert still == ([True, False, False] if stage == "organs" else [False, True, True])
+
+
+def test_frozen_tensor_sent_back_is_refused_by_name():
+    fedavg = staged()
+    state = fedavg.begin_stage(fedavg.init(STAGED, STAGED_CLASSES), MOVING["tumors"])
+    update = trained(state, "tumors", "north", 0.1)
+    update.arrays["encoder.weight"] = STAGED["encoder.weight"]
+    reason = fedavg.apply(state, [update], moving=MOVING["tumors"]).history[-1]["refused"]["north"]
+    assert "nobody asked for: encoder.weight" in reason
+
+
+def test_absurd_norm_counts_what_moves():
+    fedavg = staged(max_update_norm=1.0)
+    state = fedavg.begin_stage(fedavg.init(STAGED, STAGED_CLASSES), MOVING["tumors"])
+    refused = fedavg.apply(state, [trained(state, "tumors", "north", 2.0)], moving=MOVING["tumors"]).history[-1]
+    assert "server.max_update_norm=1" in refused["refused"]["north"]
+
+
+def test_moments_and_momentum_begin_at_zero_with_a_stage_and_lie_beside_what_moves():
+    fedavg = staged(momentum=0.5)
+    state = fedavg.begin_stage(fedavg.init(STAGED, STAGED_CLASSES), MOVING["organs"])
+    state = fedavg.apply(state, [trained(state, "organs", "north", 0.3)], moving=MOVING["organs"])
+    assert state.arrays["encoder.weight@exp_avg"].any()
+    assert state.momentum
+    state = fedavg.begin_stage(state, MOVING["tumors"])
+    moments = {key for key in state.arrays if "@" in key}
+    assert moments == {
+        f"{key}@{kind}" for key in ("tumors.weight", "class_rows.residual.weight") for kind in ("exp_avg", "exp_avg_sq")
+    }
+    assert not any(state.arrays[key].any() for key in moments)
+    assert state.momentum == {}
+    assert not any("@" in key for key in staged(moments="local").begin_stage(state, MOVING["tumors"]).arrays)
+
+
+def test_only_sites_that_labelled_something_of_a_stage_teach_it():
+    found = {stage: staged().teachers(moving) for stage, moving in MOVING.items()}
+    assert found == {"organs": {"north", "south"}, "prior": {"north", "south"}, "tumors": {"north"}}

@@ -12,6 +12,7 @@ from client.privacy.gradients import PatientGradients
 from client.privacy.layers import trained_layers
 from dsm_core.config import ModelConfig
 from dsm_core.model import SampleWeight
+from dsm_core.stages import STAGES
 
 STATE_SPACE = ("A_log", ".D.", "conv1d", "dt_proj", "x_proj")
 SMALL = ModelConfig(widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 1, 1), decoder_width=16, query_width=16, mask_width=8)
@@ -27,15 +28,16 @@ def relative_error(found, wanted):
     return ((found - wanted).norm() / wanted.norm()).item()
 
 
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("patients", "patches"), [(3, 1), (2, 2)])
-def test_every_tensor_of_the_whole_model_equals_autograd_with_that_patient_alone(make_task, patients, patches):
-    task = make_task(patients * patches)
+def test_every_tensor_of_a_stage_equals_autograd_with_that_patient_alone(make_task, patients, patches, stage):
+    task = make_task(patients * patches, stage=stage)
     found = patient_gradients(task.model, task.losses, patches)
-    assert found.keys() == dict(task.model.named_parameters()).keys()
+    assert found.keys() == task.trained.keys()
     for patient in range(patients):
         task.model.zero_grad()
         task.losses(slice(patient * patches, (patient + 1) * patches)).mean().backward()
-        for name, parameter in task.model.named_parameters():
+        for name, parameter in task.trained.items():
             assert relative_error(found[name][patient], parameter.grad) < 1e-5, name
 
 
@@ -44,7 +46,7 @@ def test_state_space_gradients_equal_autograd_of_that_patient_in_the_same_pass(m
     # PyTorch convolves one sample and a batch by different kernels, whose rounding alone is 9e-6 in these tensors.
     task = make_task(patients * patches)
     found = patient_gradients(task.model, task.losses, patches)
-    parameters = {n: p for n, p in task.model.named_parameters() if any(part in n for part in STATE_SPACE)}
+    parameters = {n: p for n, p in task.trained.items() if any(part in n for part in STATE_SPACE)}
     of_patients = task.losses().view(patients, patches).mean(1)
     for patient, loss in enumerate(of_patients):
         wanted = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
@@ -58,7 +60,7 @@ def test_stock_opacus_agrees(make_task):
     found = patient_gradients(task.model, task.losses)
     stock = GradSampleModule(task.model, loss_reduction="sum")
     task.losses().sum().backward()
-    stock_gradients = {name: parameter.grad_sample for name, parameter in task.model.named_parameters()}
+    stock_gradients = {name: parameter.grad_sample for name, parameter in task.trained.items()}
     stock.to_standard_module()
     for name, gradient in found.items():
         assert relative_error(gradient, stock_gradients[name]) < 1e-5, name

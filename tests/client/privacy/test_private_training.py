@@ -19,6 +19,7 @@ from client.trainer import Trainer
 from dsm_core.config import ModelConfig, PrivacyConfig, TrainConfig
 from dsm_core.data import PatchBatch
 from dsm_core.data.datalist import Case
+from dsm_core.objectives import OrgansObjective
 from strategies.messages import TrainOrder
 
 SMALL = ModelConfig(widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 1, 1), decoder_width=16, query_width=16, mask_width=8)
@@ -46,8 +47,8 @@ class Cases:
 
 @pytest.fixture
 def trainer(make_task):
-    task = make_task(1, size=16, config=SMALL)
-    return Trainer(task.model, task.text, TrainConfig(batch=3, weight_decay=0.0), labelled=("liver",))
+    task, config = make_task(1, size=16, config=SMALL), TrainConfig(batch=3, weight_decay=0.0)
+    return Trainer(task.model, OrgansObjective(task.model, task.text, Cases(), config), config)
 
 
 @pytest.fixture
@@ -58,11 +59,11 @@ def ledger(tmp_path):
 
 
 def order(round=1, rounds=4, local_steps=2):
-    return TrainOrder(round, rounds, 1e-3, local_steps, seed=0)
+    return TrainOrder(round, rounds, "organs", round, rounds, 1e-3, local_steps, seed=0)
 
 
-def train(trainer, ledger, wanted=None, privacy=PRIVACY, key=KEY, cases=None):
-    private.train_private_round(trainer, cases or Cases(), wanted or order(), 1e-3, 3, privacy, ledger, key)
+def train(trainer, ledger, wanted=None, privacy=PRIVACY, key=KEY):
+    private.train_private_round(trainer, trainer.objective, wanted or order(), 1e-3, 3, privacy, ledger, key)
     return trainer.arrays()
 
 
@@ -91,7 +92,8 @@ def test_every_patient_is_drawn_by_chance_of_its_own():
 def test_patches_of_a_patient_lie_side_by_side():
     cases = Cases()
     patients = Patients.of(cases.datalist, expected=3)
-    batch = sample_patches(patients, [1, 4], cases, np.random.default_rng(0), patches=3)
+    objective = OrgansObjective(None, None, cases, TrainConfig())
+    batch = sample_patches(patients, [1, 4], objective, np.random.default_rng(0), patches=3)
     assert batch.image.shape[0] == 6
     assert set(cases.drawn[:3]) <= {1, 6}
     assert cases.drawn[3:] == [5, 5, 5]
@@ -112,10 +114,10 @@ def test_step_equals_the_formula_written_out(trainer, monkeypatch):
     monkeypatch.setattr(private, "sample_patches", lambda *given: batches.append(sample(*given)) or batches[-1])
     monkeypatch.setattr(trainer.config, "text_only", 0.0)
     monkeypatch.setattr(trainer.config, "text_noise", 0.0)
-    cases = Cases()
-    used += private.used_parameters(trainer, private.public_batch(cases.names))
-    patients = Patients.of(cases.datalist, expected=3)
-    private.private_steps(trainer, cases, patients, 1, 1e-12, privacy, SecretStream(KEY))
+    objective = trainer.objective
+    used += private.used_parameters(trainer, objective.public_batch(2))
+    patients = Patients.of(objective.datalist, expected=3)
+    private.private_steps(trainer, objective, patients, 1, 1e-12, privacy, SecretStream(KEY))
     assert len(batches) > 1  # several passes for one step
 
     wanted = [torch.zeros_like(p) for p in used]
@@ -156,6 +158,20 @@ def test_round_is_charged_once_it_is_trained_and_the_whole_run_spends_what_was_p
     assert 0.98 * 8.0 < PatientAccountant("rdp").epsilon(history.charges, 1e-3) <= 8.0
     with pytest.raises(BudgetRefused):
         train(trainer, ledger, order(4))
+
+
+def test_promise_counts_the_rounds_of_all_stages(trainer, ledger):
+    stages = [("organs", 2), ("prior", 1), ("tumors", 3)]
+    plan = [(stage, r, rounds) for stage, rounds in stages for r in range(1, rounds + 1)]
+    for round, (stage, stage_round, stage_rounds) in enumerate(plan, start=1):
+        train(trainer, ledger, TrainOrder(round, 6, stage, stage_round, stage_rounds, 1e-3, 2, seed=0))
+    history = ledger.read()
+    assert {(c.sampling_rate, c.noise_multiplier) for c in history.charges} == {
+        (history.charges[0].sampling_rate, history.charges[0].noise_multiplier)
+    }
+    assert 0.98 * 8.0 < PatientAccountant("rdp").epsilon(history.charges, 1e-3) <= 8.0
+    with pytest.raises(BudgetRefused):
+        train(trainer, ledger, TrainOrder(6, 6, "tumors", 3, 3, 1e-3, 2, seed=0))
 
 
 def test_run_above_the_ceiling_is_refused_before_anything_is_spent_or_trained(trainer, ledger):
@@ -204,9 +220,9 @@ def test_frozen_tensors_foreign_rows_and_unused_heads_stay_bit_for_bit(trainer, 
 
 
 def test_what_is_released_is_chosen_without_patients(trainer):
-    used = set(private.used_parameters(trainer, private.public_batch(Cases.names)))
+    used = set(private.used_parameters(trainer, trainer.objective.public_batch(2)))
     names = {name for name, parameter in trainer.model.named_parameters() if parameter in used}
-    assert not any(name.startswith("lesion") for name in names)
+    assert not any(name.startswith(("prior", "tumors")) for name in names)
     assert "organ_head.mask.0.weight" in names
 
 
@@ -220,4 +236,4 @@ def test_layer_that_is_called_past_its_forward_is_found_out(trainer):
 
     head.forward = forward
     with pytest.raises(PrivacyError, match=r"gradients of organ_head\.presence\.weight do not add up to the batch's"):
-        private.used_parameters(trainer, private.public_batch(Cases.names))
+        private.used_parameters(trainer, trainer.objective.public_batch(2))

@@ -49,10 +49,20 @@ def test_level_and_deviation() -> None:
     assert anatomy.outline.tolist() == torch.full_like(anatomy.outline, 0.5).tolist()
 
 
-def test_outside_the_organs_nothing_is_unusual() -> None:
+def test_without_organs_brightness_alone_is_left() -> None:
     image, organs = two_organs()
     anatomy = read_anatomy(image, 0 * organs)
-    assert all(part.abs().max() == 0 for part in (anatomy.organs, anatomy.level, anatomy.deviation))
+    assert all(part.abs().max() == 0 for part in (anatomy.organs, anatomy.level))
+    assert anatomy.deviation.amin().item() == pytest.approx((0.1 - 0.5) / 0.1, abs=1e-5)
+    assert anatomy.deviation.amax().item() == pytest.approx((0.7 - 0.5) / 0.1, abs=1e-5)
+
+
+def test_only_far_from_every_organ_brightness_is_held_against_fixed_numbers() -> None:
+    image, organs = torch.full((1, 1, 32, 4, 4), 0.2), torch.zeros(1, 2, 32, 4, 4)
+    organs[:, 0, :4], organs[:, 1, 20:24] = 1, 0.4  # a faint organ is none
+    deviation = read_anatomy(image, organs).deviation[0].mean(0)[:, 0, 0]
+    assert deviation[:4].abs().max() < 1e-4
+    assert deviation[6:10].tolist() == pytest.approx([(0.2 - 0.5) / 0.1] * 4, abs=1e-4)
 
 
 def test_hole_of_a_tumor_is_closed_and_the_organ_does_not_grow() -> None:
@@ -61,3 +71,15 @@ def test_hole_of_a_tumor_is_closed_and_the_organ_does_not_grow() -> None:
     holed = organ.clone()
     holed[:, :, 4, 4, 4] = 0
     assert torch.equal(close_holes(holed), organ)
+
+
+def test_surface_of_an_organ_and_a_tumor_in_it_do_not_widen_its_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(24.0)] * 3, indexing="ij"))
+    radius = (grid - 11.5).norm(dim=0)
+    organ = (radius < 9).float()
+    image = 0.7 - 0.4 * (radius > 8) + 0.02 * torch.randn(24, 24, 24, generator=generator)  # fat mixes into the surface
+    image[(grid - 9.0).norm(dim=0) < 3] -= 0.12
+    mean, spread = organ_statistics(image[None, None], organ[None, None])
+    assert mean.item() == pytest.approx(0.7, abs=0.01)
+    assert spread.item() == pytest.approx(0.02, abs=0.008)

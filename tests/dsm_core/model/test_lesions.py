@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dsm_core.model.lesions import LesionHead, LesionPath, TumorQueries
+from dsm_core.model.lesions import LesionHead, LesionPath, TumorQueries, brightest_spot
 from dsm_core.model.prompt import PROMPT_CHANNELS, VisualPrompt
 
 TEXT = torch.nn.functional.normalize(torch.randn(1, 2, 12, generator=torch.Generator().manual_seed(0)), dim=2)
@@ -75,3 +75,20 @@ def test_crop_takes_the_same_box_from_every_map() -> None:
     assert torch.equal(box.eighth, prompt.eighth[..., 2:, :, 1:])
     assert torch.equal(box.quarter, prompt.quarter[..., 4:, :, 2:])
     assert box.organ_queries is prompt.organ_queries
+
+
+def test_spot_is_the_mean_of_the_best_cube() -> None:
+    logits = torch.full((1, 1, 8, 8, 8), -20.0)
+    logits[..., 2:6, 2:6, 2:5] = 20.0
+    assert brightest_spot(logits).sigmoid().item() == pytest.approx(0.75, abs=1e-4)
+    logits[...] = -20.0
+    logits[..., 0, 0, 0] = 20.0
+    assert brightest_spot(logits).sigmoid().item() == pytest.approx(1 / 64, abs=1e-4)
+
+
+def test_before_training_the_voxels_of_a_block_are_alike() -> None:
+    torch.manual_seed(0)
+    logits = LesionHead(2, 3)(torch.zeros(1, 1, 2), torch.rand(1, 3, 2, 2, 2))
+    blocks = logits.unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2).flatten(5)
+    assert (blocks.amax(5) - blocks.amin(5)).max() < 1e-6
+    assert logits.std() > 0.01

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dsm_core.config import ModelConfig
-from simulations.benchmarks.dp_methods import METHODS, OPEN, OURS, Work
+from simulations.benchmarks.dp_methods import METHODS, OPEN, OURS, Work, moving
 from simulations.benchmarks.dp_step import measure_times
 
 SMALL = ModelConfig(widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 1, 1), decoder_width=16, query_width=16, mask_width=8)
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook")
 def released(method, work):
     trainer, step = METHODS[method](work, 1e-12)
     step()
-    return torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
+    return torch.cat([parameter.grad.flatten() for parameter in moving(trainer.model)])
 
 
 @pytest.mark.parametrize("patches", [1, 2])

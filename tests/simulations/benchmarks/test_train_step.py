@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dsm_core.config import ModelConfig
-from dsm_core.losses import dsm_loss
+from dsm_core.losses import organ_loss
 from simulations.benchmarks.networks import CLASSES, PARTS, DsmStep, MonaiStep, patches, segresnet, text_space
 from simulations.benchmarks.step_variants import PLAIN, VARIANTS, variant_rows
 from simulations.benchmarks.train_step import CHECKED, Subject, checks, main, subjects
@@ -16,7 +16,7 @@ SMALL = ModelConfig(widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 1, 1), decoder_wi
 def test_patches_show_every_class_to_every_network():
     found = patches(32, 2)
     assert found.names == tuple(sorted(CLASSES))
-    assert found.masks.shape == (2, 8, 32, 32, 32)
+    assert found.masks.shape == (2, 7, 32, 32, 32)
     assert found.masks.flatten(2).any(2).sum() > 8
     assert torch.equal(found.image, patches(32, 2).image)
 
@@ -28,10 +28,12 @@ def test_parts_of_a_step_together_make_its_gradients():
     assert all(timing.wall_ms > 0 for timing in timings.values())
     model, batch = whole.trainer.model, whole.patches
     queries = model.query_set(batch.names, text_space())
-    loss, _ = dsm_loss(model(batch.image, queries), queries, batch.masks, batch.annotated, text_space().vectors)
+    loss, _ = organ_loss(model(batch.image, queries), queries, batch.masks, batch.annotated, text_space().vectors)
     loss.mean().backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), whole.trainer.config.clip_norm)
     for (name, one), other in zip(cut.trainer.model.named_parameters(), model.parameters(), strict=True):
+        if not one.requires_grad:
+            continue
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
@@ -47,7 +49,7 @@ def test_peers_have_as_many_parameters_as_the_model_they_stand_beside():
     count = {subject.name: subject.step.parameters for subject in subjects(32, 1, 0, with_base=False)}
     for ours, theirs in (("DSM tiny", "SegResNet like tiny"), ("DSM narrow", "SegResNet like narrow")):
         assert count[theirs] == pytest.approx(count[ours], rel=0.1)
-    assert count["DSM narrow"] == pytest.approx(1.2e6, rel=0.05)
+    assert count["DSM narrow"] == pytest.approx(1.13e6, rel=0.05)
 
 
 def test_a_check_is_the_median_of_rounds_and_names_its_model():

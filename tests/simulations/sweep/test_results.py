@@ -13,7 +13,7 @@ from simulations.sweep.audited import AuditedBound, audited_bounds
 from simulations.sweep.plan import plan_sweep
 from simulations.sweep.results import Interval, format_rows, group_rows, read_rows, write_table
 
-WORDS = ("privacy.epsilon=8,inf", "privacy.trained=adapters,queries", "seed=0,1")
+WORDS = ("privacy.epsilon=8,inf", "privacy.trained=adapters,queries", "seed=0,1", "prior.rounds=0")
 
 
 def cells(organ, lesion=0.1):
