@@ -5,22 +5,22 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 
 from client.ledger import Ledger
 from client.training import SiteSession, train_round
-from dsm_core.config import PrivacyConfig
+from dsm_core.config import Config, PrivacyConfig
+from dsm_core.objectives import FrozenMaps
+from dsm_core.stages import ORGANS
 from simulations.privacy_audit.planted import SITE, plant
-from simulations.privacy_audit.rounds import AuditedSite
+from simulations.privacy_audit.rounds import AuditedSite, Schedule
 from strategies import messages
 from strategies.leaving import Private, UnlistedContent, leaving, places
 
-if TYPE_CHECKING:
-    from dsm_core.data import PatchSampler
-
 _PATIENTS = 4
+_SCHEDULE = Schedule(rounds=1, local_steps=1, rate=1e-3, expected=_PATIENTS)
 
 
 def beside_the_noise(privacy: PrivacyConfig, seed: int) -> list[str]:
@@ -43,12 +43,14 @@ def refuses_metrics(privacy: PrivacyConfig, seed: int) -> bool:
 def _reply(privacy: PrivacyConfig, seed: int) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     planted = plant(_PATIENTS, np.random.default_rng([seed, 4]))
     site = AuditedSite(planted, privacy, seed)
-    # The planted site hands out patches as the site's own sampler does, which is all that training asks of it.
-    session = SiteSession(planted.datalist, cast("PatchSampler", planted), site.trainer, privacy)
-    order = messages.TrainOrder(1, 1, 1e-3, local_steps=1, seed=seed, share_moments=True)
+    site.trainer.config.batch = _SCHEDULE.expected
+    config = Config(train=site.trainer.config, privacy=privacy)
+    maps = FrozenMaps(site.trainer.model, site.text, volumes=(), data=config.data)  # this stage asks for none
+    session = SiteSession(planted.datalist, maps, config, stage=ORGANS)
+    session.trainer, session.objective = site.trainer, site.objective
     with tempfile.TemporaryDirectory() as folder:
         ledger = Path(folder) / "ledger.jsonl"
         if privacy.mode != "none":
             Ledger(ledger, SITE).create(privacy.epsilon, privacy.delta or 0.0)
-        result = train_round(session, site.start, order, ledger)
+        result = train_round(session, site.start, _SCHEDULE.order(1, seed), ledger)
     return result.arrays, result.metrics

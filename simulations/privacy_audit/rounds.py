@@ -19,7 +19,9 @@ from client.trainer import Arrays, StepSeed, Trainer
 from dsm_core.classes import describe_class
 from dsm_core.config import ModelConfig, PrivacyConfig, TextConfig, TrainConfig
 from dsm_core.model import build_model
-from dsm_core.text_space import build_text_space
+from dsm_core.objectives import OrgansObjective
+from dsm_core.stages import ORGANS
+from dsm_core.text_space import TextSpace, build_text_space
 from simulations.privacy_audit.planted import CLASSES, SITE, PlantedSite
 from strategies.messages import TrainOrder
 
@@ -43,6 +45,12 @@ class Schedule:
     rate: float
     expected: int
 
+    def order(self, round: int, seed: int) -> TrainOrder:
+        """What the server asks for in one round: organs, the stage that has a query for every canary's labels."""
+        return TrainOrder(
+            round, self.rounds, ORGANS, round, self.rounds, self.rate, self.local_steps, seed, share_moments=True
+        )
+
 
 @dataclass
 class AuditedSite:
@@ -56,17 +64,20 @@ class AuditedSite:
     planted: PlantedSite
     privacy: PrivacyConfig
     seed: int
+    text: TextSpace = field(init=False)
+    objective: OrgansObjective = field(init=False)
     trainer: Trainer = field(init=False)
     start: Arrays = field(init=False)
 
     def __post_init__(self) -> None:
-        text = build_text_space([describe_class(name) for name in CLASSES], TextConfig(encoder="offline"))
+        self.text = build_text_space([describe_class(name) for name in CLASSES], TextConfig(encoder="offline"))
         torch.manual_seed(self.seed)
-        model = build_model(MODEL, text)
+        model = build_model(MODEL, self.text)
         model.class_rows.evidence[:] = float(len(self.planted.images))
         # Without dropped rows and text noise a patient's gradient is what the attacker expects it to be.
         config = TrainConfig(text_only=0.0, text_noise=0.0, weight_decay=0.0)
-        self.trainer = Trainer(model, text, config, labelled=CLASSES)
+        self.objective = OrgansObjective(model, self.text, self.planted, config)
+        self.trainer = Trainer(model, self.objective, config)
         self.start = self.trainer.arrays()
 
     def run(self, schedule: Schedule, number: int) -> Iterator[tuple[Arrays, dict[str, float]]]:
@@ -82,14 +93,14 @@ class AuditedSite:
             if privacy.mode != "none":
                 ledger.create(privacy.epsilon, privacy.delta or 0.0)
             for round in range(1, schedule.rounds + 1):
-                order = TrainOrder(round, schedule.rounds, schedule.rate, schedule.local_steps, self.seed, True)
+                order = schedule.order(round, self.seed)
                 metrics: dict[str, float] = {}
                 if privacy.mode == "none":
                     seed = StepSeed(self.seed, f"{SITE} {number}", round)
-                    metrics = trainer.steps(self.planted, schedule.local_steps, schedule.rate, seed)
+                    metrics = trainer.steps(schedule.local_steps, schedule.rate, seed)
                 else:
                     key = hashlib.sha256(f"{self.seed} {privacy.epsilon} {number} {round}".encode()).digest()
                     train_private_round(
-                        trainer, self.planted, order, schedule.rate, schedule.expected, privacy, ledger, key
+                        trainer, self.objective, order, schedule.rate, schedule.expected, privacy, ledger, key
                     )
                 yield trainer.arrays() | trainer.moments(), metrics

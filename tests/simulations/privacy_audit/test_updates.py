@@ -37,6 +37,11 @@ class HalfTheNoise(GaussianSum):
         super().__init__(parameters, clip_norm, noise_multiplier / 2, stream)
 
 
+class NoNoise(GaussianSum):
+    def __init__(self, parameters, clip_norm, noise_multiplier, stream):
+        super().__init__(parameters, clip_norm, 0.0, stream)
+
+
 class NotClipped(GaussianSum):
     def add(self, gradients):
         clip_norm, self.clip_norm = self.clip_norm, 1e9
@@ -113,3 +118,21 @@ def test_patient_who_is_left_out_changes_no_bit():
         site = AuditedSite(planted, private_at_claim(), seed=0)
         updates.append([arrays for arrays, _ in site.run(SCHEDULE, 0)][-1])
     assert all(np.array_equal(tensor, updates[1][name]) for name, tensor in updates[0].items())
+
+
+def test_but_for_the_noise_an_update_is_the_sum_of_the_patients_drawn_and_nothing_else(monkeypatch):
+    """Passes of several patients, patients left out beside others, clipping: each is exact, along every axis."""
+    monkeypatch.setattr(private, "GaussianSum", NoNoise)
+    planted = plant(PATIENTS, np.random.default_rng(0))
+    planted.present[:] = np.arange(PATIENTS) % 3 > 0
+    site = AuditedSite(planted, private_at_claim(), seed=0)
+    reader, seen_drawn = UpdateReader(site.trainer, planted, clip_norm=1.0), set()
+    for number in range(4):
+        updates, drawn = [], []
+        for arrays, _ in site.run(SCHEDULE, number):
+            updates.append(arrays)
+            drawn.append(np.isin(np.arange(PATIENTS), planted.drawn) & planted.present)
+            seen_drawn |= set(planted.drawn)
+            planted.drawn.clear()
+        assert np.allclose(reader.steps(updates) * SCHEDULE.expected, np.array(drawn) @ reader.places, atol=1e-5)
+    assert seen_drawn == set(range(PATIENTS))
