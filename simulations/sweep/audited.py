@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
+from simulations.privacy_audit.results import AUDIT_NAME, read_audit
 from simulations.sweep.runs import Folder
 
 
@@ -18,13 +18,14 @@ class AuditedBound:
 
 
 def audited_bounds(folder: Folder) -> list[AuditedBound]:
-    """The best attack of each claim in the `audit.json` beside the runs; none where no audit lies there."""
-    path = folder.path / "audit.json"
-    if not path.exists():
+    """The best attack of each claim in the `audit.json` beside the runs; none where no audit lies there.
+
+    Raises:
+        AuditError: an audit lies there and cannot be read.
+    """
+    if not (folder.path / AUDIT_NAME).exists():
         return []
-    best: dict[float, AuditedBound] = {}
-    for found in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-        if found["claimed_epsilon"] is not None:
-            bound = AuditedBound(found["claimed_epsilon"], found["lower_bound"], found["confidence"])
-            best[bound.claimed] = max(bound, best.get(bound.claimed, bound), key=lambda one: one.lower_bound)
-    return [best[claimed] for claimed in sorted(best)]
+    audit = read_audit(folder.path)
+    claims = sorted({row.claimed_epsilon for row in audit.rows if row.claimed_epsilon is not None})
+    best = [found for claim in claims if (found := audit.best(claim)) is not None]
+    return [AuditedBound(row.claimed_epsilon or 0.0, row.lower_bound, row.confidence) for row in best]

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from simulations.privacy_audit.results import ANY, MODEL, Finding, PrivacyAudit, write_audit
 from simulations.sweep.runs import Folder
 
 
@@ -29,5 +30,17 @@ def finish(folder):
         (run / "run.json").write_text(json.dumps(info))
         (run / "matrix.json").write_text(json.dumps(rows))
         (run / "report.html").write_text("one run")
+
+    return leave
+
+
+@pytest.fixture
+def attack(folder):
+    """A function that leaves an audit in the sweep's folder, of (claimed epsilon, lower bound)."""
+
+    def leave(*bounds):
+        folder.path.mkdir(exist_ok=True)
+        rows = [Finding(claim, MODEL, ANY, low, 0.95, 1e-5, 64, 9, 9, 0.5, 20, 0.1, None) for claim, low in bounds]
+        write_audit(folder.path, PrivacyAudit(tuple(rows), (), (), {}))
 
     return leave

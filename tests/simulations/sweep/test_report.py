@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -42,14 +41,12 @@ def test_each_setting_has_a_line_and_no_private_run_no_chart():
     assert epsilon_chart([group(math.inf, 0.8)], []) is None
 
 
-def test_report_holds_every_run_and_every_reason(folder, finish):
+def test_report_holds_every_run_and_every_reason(folder, finish, attack):
     plan = plan_sweep(["privacy.epsilon=0,1,8,inf", "public.seed=1"])
     for name, organ in (("epsilon_0", 0.3), ("epsilon_8", 0.72), ("epsilon_inf", 0.8)):
         finish(name, {("site_a", "liver", "local"): organ})
     folder.note_failure("epsilon_1", "site_a refused: <budget>")
-    (folder.path / "audit.json").write_text(
-        json.dumps({"rows": [{"claimed_epsilon": 8.0, "lower_bound": 1.25, "confidence": 0.95}]})
-    )
+    attack((8.0, 1.25))
     rows = read_rows(folder, plan)
     text = write_report(folder, ABOUT, rows, group_rows(rows)).read_text()
     for wanted in ("0.720", "90 %", "start alone", "not private", "site_a refused: &lt;budget&gt;", "1.25", "<circle"):

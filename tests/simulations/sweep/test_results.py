@@ -9,6 +9,7 @@ import pytest
 
 from client.ledger import Charge, Ledger
 from client.privacy import PatientAccountant
+from simulations.privacy_audit import AuditError
 from simulations.sweep.audited import AuditedBound, audited_bounds
 from simulations.sweep.plan import plan_sweep
 from simulations.sweep.results import Interval, format_rows, group_rows, read_rows, write_table
@@ -72,13 +73,17 @@ def test_spent_is_the_largest_of_the_sites_ledgers(folder, finish):
     assert row.spent == PatientAccountant().epsilon([Charge(0.25, 2.0, 90)], 1e-3)
 
 
-def test_best_attack_of_each_claim_counts_and_the_one_without_privacy_does_not(folder):
+def test_best_attack_of_each_claim_counts_and_the_one_without_privacy_does_not(folder, attack):
     assert audited_bounds(folder) == []
-    folder.path.mkdir()
-    found = [(None, 5.0), (8.0, 0.4), (8.0, 1.3), (1.0, 0.0)]
-    rows = [{"claimed_epsilon": c, "lower_bound": b, "confidence": 0.95, "surface": "model"} for c, b in found]
-    (folder.path / "audit.json").write_text(json.dumps({"rows": rows}))
+    attack((None, 5.0), (8.0, 0.4), (8.0, 1.3), (1.0, 0.0))
     assert audited_bounds(folder) == [AuditedBound(1.0, 0.0, 0.95), AuditedBound(8.0, 1.3, 0.95)]
+
+
+def test_damaged_audit_is_named_and_not_taken_for_none(folder):
+    folder.path.mkdir()
+    (folder.path / "audit.json").write_text("{}")
+    with pytest.raises(AuditError, match=r"audit\.json cannot be read"):
+        audited_bounds(folder)
 
 
 def test_table_is_json_that_every_reader_takes(folder, finish):
