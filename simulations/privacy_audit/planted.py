@@ -44,7 +44,7 @@ class PlantedSite:
         cases = tuple(Case(f"patient_{i}", nowhere, nowhere, self.names) for i in range(len(self.images)))
         values = {name: value for value, name in enumerate(self.names, 1)}
         classes = {name: describe_class(name) for name in self.names}
-        regions = {name: (value,) for name, value in values.items()}
+        regions: dict[str, tuple[int, ...]] = {name: (value,) for name, value in values.items()}
         self.datalist = Datalist(SITE, nowhere, values, classes, cases, regions)
 
     def sample_case(self, index: int, generator: np.random.Generator, batch: int) -> PatchBatch:
