@@ -1,8 +1,8 @@
 """Who was among the patients? Asked of the updates that leave a site, by a server that knows the patients themselves.
 
-The server names a learning rate so small that no weight moves: each round then shows the same patients' gradients anew,
-in AdamW's first moment, which travels. Of each canary it wants to know one thing, whether a fair coin let it in, and
-it may know all the rest, who else was drawn too: the promise to a patient holds whatever is known of the others.
+The server names a learning rate so small that weights stand still: each round then shows the same patients' gradients
+anew, in AdamW's first moment, which travels. Of each canary it wants to know one thing, whether a fair coin let it in,
+and it may know all the rest, who else was drawn too: the promise to a patient holds whatever is known of the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from strategies.averaging import MOMENT_KINDS, moment_key
 
 CANARIES = 7  # of a run
 PATIENTS = CANARIES + 1  # one more who is always there, so that a site never trains on nobody
-STILL = 1e-12  # a learning rate under which no float32 weight changes
+STILL = 1e-12  # a learning rate: no weight moves further than about this in a step
 SCHEDULE = Schedule(rounds=2, local_steps=1, rate=STILL, expected=4)
 _NOTHING = 1e-3  # of a step: rounding, no patient's part
 

@@ -14,7 +14,7 @@ from simulations.privacy_audit import bounds, gaussian
 from simulations.privacy_audit.gaussian import SampledGaussian
 from simulations.privacy_audit.planted import plant
 from simulations.privacy_audit.rounds import AuditedSite
-from simulations.privacy_audit.updates import PATIENTS, SCHEDULE, UpdateReader, attack_updates
+from simulations.privacy_audit.updates import PATIENTS, SCHEDULE, STILL, UpdateReader, attack_updates
 
 CLAIM, DELTA, CONFIDENCE = 8.0, 1e-5, 0.95
 RATE = SCHEDULE.expected / PATIENTS
@@ -73,7 +73,7 @@ def test_sound_mechanism_stays_under_its_claim_and_the_attack_is_not_blind():
     ("place", "broken", "patches", "runs"),
     [
         ("GaussianSum", HalfTheNoise, 1, 60),
-        ("GaussianSum", NotClipped, 1, 12),
+        ("GaussianSum", NotClipped, 1, 60),
         ("PatientGradients", PatchByPatch, 4, 12),
     ],
 )
@@ -99,11 +99,13 @@ def test_axes_tell_patients_apart_exactly():
     assert (reader.shares([moments]) > 0).tolist() == [True, False, True]
 
 
-def test_no_weight_moves_at_the_attackers_learning_rate():
+def test_weights_stand_still_at_the_attackers_learning_rate():
     planted = plant(PATIENTS, np.random.default_rng(0))
     site = AuditedSite(planted, private_at_claim(), seed=0)
     *_, (arrays, metrics) = site.run(SCHEDULE, 0)
-    assert all(np.array_equal(arrays[name], tensor) for name, tensor in site.start.items())
+    furthest = 2 * SCHEDULE.rounds * STILL
+    moved = {name: np.abs(arrays[name] - tensor).max() for name, tensor in site.start.items()}
+    assert all(distance <= furthest for distance in moved.values()), moved
     assert not metrics
     assert any(np.abs(arrays[name]).max() > 0 for name in arrays if name.endswith("@exp_avg"))
 
