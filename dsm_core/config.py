@@ -99,7 +99,7 @@ class TrainConfig:
 
     local_steps: int = 5  # optimiser steps of a site per round
     batch: int = 2  # patches per step of the organs; under privacy, patients per step in every stage
-    crops: int = 8  # crops per step of prior and tumours
+    crops: int = 2  # crops per step of prior and tumours
     lr: float = 2e-3  # base rate; sites that share moments step with sqrt(sites) times it
     weight_decay: float = 1e-4
     warmup: float = 0.05  # share of a stage's rounds with a rising learning rate
@@ -122,7 +122,7 @@ class TrainConfig:
 class PriorConfig:
     """The stage that learns what healthy tissue looks like, with the organ model frozen."""
 
-    rounds: int = 30  # 0 leaves the stage out
+    rounds: int = 100  # 0 leaves the stage out
     lr: float = 2e-3
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class PriorConfig:
 class TumorsConfig:
     """The stage that trains the tumour queries, with organ model and prior frozen."""
 
-    rounds: int = 40  # 0 leaves the stage out
+    rounds: int = 100  # 0 leaves the stage out
     lr: float = 2e-3
 
     def __post_init__(self) -> None:

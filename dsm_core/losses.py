@@ -23,8 +23,8 @@ class LossWeights:
 
     dice: float = 1.0
     cross_entropy: float = 1.0
-    # Dice alone makes a lesion's scores all or nothing; a lesion is a hundredth of its crop, so this is their balance.
-    lesion_cross_entropy: float = 10.0
+    # Dice alone makes a lesion's scores all or nothing, and 10 here makes a mask of everything that is a little odd.
+    lesion_cross_entropy: float = 3.0
     grouping: float = 0.3
     presence: float = 0.1
     text: float = 0.05

@@ -23,6 +23,8 @@ _FEWEST, _MOST = 30, 200_000  # voxels of a core, fewer of which say nothing; of
 _LEAST_SPREAD = 0.01  # of the image's [0, 1]
 _REST = (0.5, 0.1)  # mean and spread that brightness is held against where no organ is near: about those of muscle
 _LARGEST = 8.0  # standard deviations beyond which a voxel is no more unusual
+# How much of an organ is felt a latent voxel from its surface, and up to four: the nearest one outweighs all others.
+_FELT_CLOSE, _FELT_FAR, _NOWHERE = 0.05, 0.003, 1e-5
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,15 @@ class Anatomy:
         level: (B, 1, X, Y, Z) mean brightness of the organs, -1 to 1, weighted by their share; 0 outside them.
         deviation: (B, 8, X, Y, Z) every voxel against the mean and spread of its own organ in this scan, in standard
             deviations; around organs 0, far from all against fixed numbers. The trivial idea of what is unusual.
+        beyond: (B, 8, X, Y, Z) the same against the nearest organ, as strong at its surface and around it as inside: a
+            tumour that bulges out of the organ map is seen here, and so is the fat around the organ.
     """
 
     organs: Tensor
     outline: Tensor
     level: Tensor
     deviation: Tensor
+    beyond: Tensor
 
     def to(self, dtype: torch.dtype) -> Anatomy:
         """The same in another floating type."""
@@ -66,7 +71,8 @@ def read_anatomy(image: Tensor, probabilities: Tensor) -> Anatomy:
     share = organs / organs.sum(1, keepdim=True).clamp(min=1)
     level = torch.einsum("boxyz,bo->bxyz", share, 2 * mean - 1)[:, None]
     outline = space_to_depth(closed.amax(1, keepdim=True)) - 0.5
-    return Anatomy(organs, outline, level, space_to_depth(_deviation(image, closed, mean, spread)))
+    deviation, beyond = _deviation(image, closed, mean, spread), _beyond(image, closed, organs, mean, spread)
+    return Anatomy(organs, outline, level, space_to_depth(deviation), space_to_depth(beyond))
 
 
 def close_holes(organs: Tensor) -> Tensor:
@@ -117,9 +123,29 @@ def _deviation(image: Tensor, probabilities: Tensor, mean: Tensor, spread: Tenso
 
     So it fades at an organ's surface, where every voxel is unusual because it mixes two tissues.
     """
-    rate = 1 / (spread + _LEAST_SPREAD)
-    slope = torch.einsum("boxyz,bo->bxyz", probabilities, rate)[:, None]
-    offset = torch.einsum("boxyz,bo->bxyz", probabilities, rate * mean)[:, None]
-    deviation = (image * slope - offset) / (probabilities.sum(1, keepdim=True) + 0.05)
+    deviation = _against(image, probabilities, mean, spread) / (probabilities.sum(1, keepdim=True) + 0.05)
     rest = (1 - near(probabilities, 2 * REACH - 1)) * (image - _REST[0]) / _REST[1]
     return (deviation + rest).clamp(-_LARGEST, _LARGEST)
+
+
+def _beyond(image: Tensor, probabilities: Tensor, organs: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """(B, 1, 2X, 2Y, 2Z): deviation from the nearest organ; 0 where none is near.
+
+    Args:
+        organs: (B, O, X, Y, Z), the probabilities on the latent's grid.
+    """
+    far = close = F.avg_pool3d(organs, 3, 1, 1)
+    for _ in range(3):
+        far = F.avg_pool3d(far, 3, 1, 1)
+    felt = organs + _FELT_CLOSE * close + _FELT_FAR * far
+    share = torch.maximum(F.interpolate(felt, scale_factor=2, mode="trilinear"), probabilities)
+    total = share.sum(1, keepdim=True)
+    deviation = _against(image, share, mean, spread) / total.clamp(min=_NOWHERE)
+    return torch.where(total > _NOWHERE, deviation.clamp(-_LARGEST, _LARGEST), 0.0)
+
+
+def _against(image: Tensor, share: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """(B, 1, X, Y, Z): deviation from every organ in its standard deviations, summed by the organs' shares."""
+    rate = 1 / (spread + _LEAST_SPREAD)
+    slope = torch.einsum("boxyz,bo->bxyz", share, rate)[:, None]
+    return image * slope - torch.einsum("boxyz,bo->bxyz", share, rate * mean)[:, None]

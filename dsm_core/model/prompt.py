@@ -17,7 +17,7 @@ from dsm_core.model.diffusion import TissuePrior, standardise
 from dsm_core.model.haar import LATENT_CHANNELS
 from dsm_core.model.layers import depth_to_space
 
-PROMPT_CHANNELS = 2 * LATENT_CHANNELS + 1
+PROMPT_CHANNELS = 4 * LATENT_CHANNELS
 SPREADS = 3.0  # standard deviations of a residual or a deviation to one unit of the prompt
 
 
@@ -42,8 +42,9 @@ class VisualPrompt:
     """A scan as the tumour queries see it. It carries no gradient to what it was made with.
 
     Attributes:
-        channels: (B, PROMPT_CHANNELS, X, Y, Z): residual of the prior standardised per organ and channel, trivial
-            deviation, share of any organ.
+        channels: (B, PROMPT_CHANNELS, X, Y, Z), four parts of as many channels as the latent has: residual of the prior
+            standardised per organ and channel; trivial deviation; deviation from the nearest organ; probability of any
+            organ.
         hidden: (B, top, X, Y, Z), the denoiser's hidden map.
         organs: (B, O, X, Y, Z), probability of each organ.
         organ_queries: (B, O + 1, Q) after grouping, the void last.
@@ -106,5 +107,5 @@ def visual_prompt(prior: TissuePrior, image: Tensor, anatomy: Anatomy, organ_tex
     residual, hidden = prior.residual(image, anatomy, organ_text)
     if prior.is_trained:
         residual = standardise(residual, anatomy)
-    share = anatomy.organs.amax(1, keepdim=True)
-    return torch.cat([residual / SPREADS, anatomy.deviation / SPREADS, share], 1), hidden
+    unusual = torch.cat([residual, anatomy.deviation, anatomy.beyond], 1) / SPREADS
+    return torch.cat([unusual, anatomy.outline + 0.5], 1), hidden

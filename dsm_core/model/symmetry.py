@@ -47,8 +47,8 @@ class Symmetry:
 
     def turn_prompt(self, prompt: VisualPrompt) -> VisualPrompt:
         """The prompt of the turned scan, as far as features that were learned on upright scans can tell."""
-        residual, deviation, share = prompt.channels.split([LATENT_CHANNELS, LATENT_CHANNELS, 1], 1)
-        channels = [self.turn_wavelet(residual), self.turn_blocks(deviation), self.turn_map(share)]
+        residual, *blocks = prompt.channels.split(LATENT_CHANNELS, 1)
+        channels = [self.turn_wavelet(residual), *(self.turn_blocks(part) for part in blocks)]
         turned = {name: self.turn_map(getattr(prompt, name)) for name in ("hidden", "organs", "eighth", "quarter")}
         return replace(prompt, channels=torch.cat(channels, 1), **turned)
 

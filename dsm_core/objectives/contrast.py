@@ -37,6 +37,6 @@ def with_contrast(prompt: VisualPrompt, lesion: Tensor, factor: float) -> Visual
     """
     within = lesion.to(prompt.channels)
     blocks = F.avg_pool3d(within, 2).expand(-1, LATENT_CHANNELS, -1, -1, -1)
-    share = torch.cat([blocks, space_to_depth(within)], 1)
-    seen, rest = prompt.channels.split([2 * LATENT_CHANNELS, 1], 1)
-    return replace(prompt, channels=torch.cat([seen * (1 + (factor - 1) * share), rest], 1))
+    fine = space_to_depth(within)
+    share = torch.cat([blocks, fine, fine, torch.zeros_like(fine)], 1)  # an organ is where it is, whatever its contrast
+    return replace(prompt, channels=prompt.channels * (1 + (factor - 1) * share))

@@ -73,7 +73,7 @@ class PriorObjective:
             return torch.rand(batch, channels, *(scale * n for n in self._size), generator=generator)
 
         organs = max(1, len(self.maps.organ_text()))
-        anatomy = Anatomy(noise(organs), noise(8) - 0.5, 2 * noise(1) - 1, noise(8))
+        anatomy = Anatomy(noise(organs), noise(8) - 0.5, 2 * noise(1) - 1, noise(8), noise(8))
         return PriorBatch(noise(1, scale=2), anatomy, torch.ones(batch, 1, *self._size))
 
     def losses(self, batch: PriorBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dsm_core.model.anatomy import close_holes, organ_statistics, read_anatomy
+from dsm_core.model.layers import depth_to_space
 
 
 def two_organs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,11 +59,25 @@ def test_without_organs_brightness_alone_is_left() -> None:
 
 
 def test_only_far_from_every_organ_brightness_is_held_against_fixed_numbers() -> None:
-    image, organs = torch.full((1, 1, 32, 4, 4), 0.2), torch.zeros(1, 2, 32, 4, 4)
+    image, organs = torch.full((1, 1, 32, 8, 8), 0.2), torch.zeros(1, 2, 32, 8, 8)
     organs[:, 0, :4], organs[:, 1, 20:24] = 1, 0.4  # a faint organ is none
     deviation = read_anatomy(image, organs).deviation[0].mean(0)[:, 0, 0]
     assert deviation[:4].abs().max() < 1e-4
     assert deviation[6:10].tolist() == pytest.approx([(0.2 - 0.5) / 0.1] * 4, abs=1e-4)
+
+
+def test_beyond_its_organ_a_tumor_departs_from_it_as_inside() -> None:
+    image, organs = torch.full((1, 1, 48, 8, 8), 0.6), torch.zeros(1, 2, 48, 8, 8)
+    image += 0.02 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    organs[:, 0, :12], organs[:, 1, 40:] = 1, 1
+    image[:, :, 40:] += 0.3
+    image[:, :, 10:14] = 0.4  # half of it bulges out of the organ map
+    anatomy = read_anatomy(image, organs)
+    beyond, deviation = (depth_to_space(part[:, None])[0, 0, :, 0, 0] for part in (anatomy.beyond, anatomy.deviation))
+    assert beyond[10:14].max() < -4
+    assert deviation[12:14].abs().max() < 0.5
+    assert beyond[24:28].abs().max() == 0  # none is near
+    assert beyond[42:].abs().max() < 3  # each against its own
 
 
 def test_hole_of_a_tumor_is_closed_and_the_organ_does_not_grow() -> None:

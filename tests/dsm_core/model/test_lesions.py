@@ -13,7 +13,7 @@ LEFT, RIGHT = torch.eye(3)[:2]
 def two_organs() -> VisualPrompt:
     """An organ in the low half of X, one in the high half, both with the same odd spot."""
     channels, organs = torch.zeros(1, PROMPT_CHANNELS, 16, 8, 8), torch.zeros(1, 2, 16, 8, 8)
-    organs[:, 0, :6], organs[:, 1, 10:], channels[:, 16] = 1, 1, 1
+    organs[:, 0, :6], organs[:, 1, 10:], channels[:, -8:] = 1, 1, 1
     for start in (2, 12):
         channels[:, 0, start : start + 2, 3:5, 3:5] = 2
     return VisualPrompt(

@@ -15,7 +15,8 @@ def prompt_of(contrast: float) -> VisualPrompt:
     """An even organ, of which the prior expects just that, and a lesion of some contrast in it."""
     image = 0.5 + contrast * LESION
     expected = to_latent(torch.full((1, 1, 16, 16, 16), 0.5))
-    channels = torch.cat([to_latent(image) - expected, space_to_depth(image - 0.5), torch.ones(1, 1, 8, 8, 8)], 1)
+    departs = space_to_depth(image - 0.5)
+    channels = torch.cat([to_latent(image) - expected, departs, departs, torch.ones_like(departs)], 1)
     rest = torch.zeros(1, 1, 8, 8, 8)
     return VisualPrompt(channels, rest, rest, torch.zeros(1, 2, 4), rest[..., :2, :2, :2], rest[..., :4, :4, :4])
 
