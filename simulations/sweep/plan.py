@@ -89,6 +89,12 @@ class Plan:
     checkpoint: str | None
     fixed: tuple[str, ...]
 
+    @property
+    def has_lesions(self) -> bool:
+        """Whether a run or its start learns lesions; where none does, their Dice says nothing."""
+        trained = [*(point.words for point in self.points), *([self.public] if self.public else [])]
+        return self.checkpoint is not None or any(_composed(words).tumors.rounds for words in trained)
+
 
 def plan_sweep(words: Sequence[str]) -> Plan:
     """The runs that the words of a command line ask for; of a word said twice the last counts.
