@@ -215,7 +215,7 @@ def format_rows(groups: Sequence[Group], rows: Sequence[Row]) -> str:
                 "epsilon": {ALONE: "start alone", OPEN: "not private"}.get(group.epsilon, f"{group.epsilon:g}"),
                 **{f"{kind} Dice": _shown(getattr(group, kind)) for kind in ("organs", "lesions", "dice")},
                 "of not private": "-" if group.share is None else f"{group.share:.0%}",
-                "of what it adds": "-" if group.gained is None else f"{group.gained:.0%}",
+                "of the gain": "-" if group.gained is None else f"{group.gained:.0%}",
                 "spent": group.spent,
             }
             for group in groups
