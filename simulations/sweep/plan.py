@@ -21,7 +21,7 @@ _FOLLOWS = {
 }
 
 # Stage organs alone. 64 patients a site; public data are other patients, scanned without contrast agent.
-# Half of the patients in every step and few steps, since noise shrinks with the patients of a step and grows with steps.
+# Half of the patients in every step, and few steps: noise shrinks with the patients of a step and grows with steps.
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "full": (
         "privacy.epsilon=0,1,2,4,8,inf", "seed=0,1,2", "phantom.cases=64", "phantom.held_out=8",
