@@ -160,6 +160,8 @@ class PrivacyConfig:
     epsilon: float = 8.0  # of the whole run, for every patient of a site
     delta: float | None = None  # chance that epsilon does not hold; absent: that of the site's ledger
     clip_norm: float = 1.0  # longest gradient of a patient, L2 over all trained tensors
+    # times every stage's base rate: few numbers trained from noisy gradients want longer steps than a whole model
+    lr_factor: float = 1.0
     patches_per_patient: int = 2  # averaged before clipping, so that more of them cost time and no privacy
     accountant: str = "prv"  # prv | rdp
     trained: str = (
@@ -175,6 +177,7 @@ class PrivacyConfig:
             self.delta is None or 0 < self.delta < 1, f"privacy.delta wants a chance in (0, 1), found {self.delta}"
         )
         _require(0 < self.clip_norm < math.inf, f"privacy.clip_norm wants a length above 0, found {self.clip_norm}")
+        _require(0 < self.lr_factor < math.inf, f"privacy.lr_factor wants a number above 0, found {self.lr_factor}")
         _require(
             self.patches_per_patient > 0,
             f"privacy.patches_per_patient wants at least 1, found {self.patches_per_patient}",

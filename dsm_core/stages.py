@@ -88,10 +88,11 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
         (PRIOR, config.prior.rounds, config.prior.lr),
         (TUMORS, config.tumors.rounds, config.tumors.lr),
     )
+    factor = 1.0 if config.privacy.mode == "none" else config.privacy.lr_factor
     stages: list[Stage] = []
     for name, rounds, lr in planned:
         if rounds:
-            stages.append(Stage(name, sum(stage.rounds for stage in stages), rounds, lr))
+            stages.append(Stage(name, sum(stage.rounds for stage in stages), rounds, factor * lr))
     return tuple(stages)
 
 

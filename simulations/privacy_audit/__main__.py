@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_findings,
         invert_both,
     )
+    from simulations.privacy_audit.inversion import TARGET
     from simulations.privacy_audit.page import save_pictures, write_page
     from simulations.privacy_audit.planted import SIZE
     from simulations.privacy_audit.results import PrivacyAudit, write_audit
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bar.set_description("model" if claim is None else f"model, epsilon {claim:g}")
                 rows += audit_released_model(terms, claim, effort, bar.update)
             bar.set_description("inversion")
-            inversions = invert_both(terms, effort.iterations, bar.update)
+            inversions = invert_both(terms, effort.inversion, bar.update)
     except ConfigError as error:
         print(f"privacy audit: {error}", file=sys.stderr)
         return 2
@@ -79,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "effort": asdict(effort),
         "canaries_a_run": CANARIES,
         "patch": SIZE,
+        "inverted_widths": TARGET.widths,
         "cpu_seconds": time.process_time() - started,
     }
     audit = PrivacyAudit(tuple(rows), tuple(checks), tuple(save_pictures(given.out, inversions)), facts)

@@ -13,7 +13,7 @@ from simulations.benchmarks.table import Check
 from simulations.privacy_audit import bounds, gaussian, updates
 from simulations.privacy_audit.beside import beside_the_noise, refuses_metrics
 from simulations.privacy_audit.gaussian import SampledGaussian
-from simulations.privacy_audit.inversion import Inversion, invert_update
+from simulations.privacy_audit.inversion import Descent, Inversion, invert_update
 from simulations.privacy_audit.released import attack_released_model
 from simulations.privacy_audit.results import ANY, GAUSSIAN, MODEL, UPDATES, Finding, area_under_curve
 from simulations.privacy_audit.rounds import Schedule
@@ -31,23 +31,23 @@ class Effort:
     Attributes:
         open_runs, private_runs: runs of the attack on updates, `updates.CANARIES` canaries each.
         canaries, rounds: of the attack on the released model; a round has `local_steps` steps.
-        iterations: of a gradient inversion.
+        inversion: how long an attacker looks for a scan.
     """
 
     open_runs: int
     private_runs: int
     canaries: int
     rounds: int
-    iterations: int
+    inversion: Descent
     local_steps: int = 10
 
     def ticks(self, claims: int) -> int:
         """How often an audit of so many claims calls its `tick`."""
-        return self.open_runs + claims * self.private_runs + (1 + claims) * self.rounds + 2 * self.iterations
+        return self.open_runs + claims * self.private_runs + (1 + claims) * self.rounds + 2 * self.inversion.ticks
 
 
-QUICK = Effort(open_runs=40, private_runs=60, canaries=64, rounds=15, iterations=150)
-FULL = Effort(open_runs=60, private_runs=1500, canaries=128, rounds=40, iterations=500)
+QUICK = Effort(open_runs=40, private_runs=60, canaries=64, rounds=15, inversion=Descent(3, 60, 200))
+FULL = Effort(open_runs=60, private_runs=1500, canaries=128, rounds=40, inversion=Descent(6, 60, 600))
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def audit_released_model(terms: Terms, claim: float | None, effort: Effort, tick
     return [_any_mechanism(terms, claim, MODEL, mechanism, trials)]
 
 
-def invert_both(terms: Terms, iterations: int, tick: Tick) -> list[Inversion]:
+def invert_both(terms: Terms, descent: Descent, tick: Tick) -> list[Inversion]:
     """A scan recovered from an unprotected update, and from one protected by the weakest claim."""
-    return [invert_update(terms.privacy(claim), iterations, terms.seed, tick) for claim in (None, max(terms.claims))]
+    return [invert_update(terms.privacy(claim), descent, terms.seed, tick) for claim in (None, max(terms.claims))]
 
 
 def check_findings(terms: Terms, rows: Sequence[Finding], inversions: Sequence[Inversion]) -> list[Check]:

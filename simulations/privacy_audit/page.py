@@ -15,6 +15,7 @@ from simulations.privacy_audit.results import PrivacyAudit, read_audit
 from simulations.results import write_atomically
 
 _SCALE = 12  # pixels of a voxel
+_WINDOW = 2.5  # standard deviations from the mean grey to black or white
 
 
 def save_pictures(folder: Path, inversions: Sequence[Inversion]) -> list[dict[str, Any]]:
@@ -26,7 +27,8 @@ def save_pictures(folder: Path, inversions: Sequence[Inversion]) -> list[dict[st
         names = {"truth": "scan.png", "picture": f"recovered-{update}.png"}
         for name, volume in zip(names.values(), (inversion.truth, inversion.recovered), strict=True):
             write_atomically(folder / name, _png(volume))
-        items.append({"update": update, "claimed_epsilon": claim, "similarity": inversion.similarity, **names})
+        found = {"similarity": inversion.similarity, "likeness": inversion.likeness}
+        items.append({"kind": update, "claimed_epsilon": claim, **found, **names})
     return items
 
 
@@ -68,7 +70,9 @@ def _embedded(path: Path) -> str:
 def _png(volume: np.ndarray) -> bytes:
     from PIL import Image
 
-    middle = np.clip(volume[:, :, volume.shape[2] // 2], 0, 1)
+    # Each in its own window, as scans are looked at: an update says little about brightness and contrast.
+    window = (volume - volume.mean()) / (2 * _WINDOW * volume.std()) + 0.5
+    middle = np.clip(window[:, :, volume.shape[2] // 2], 0, 1)
     pixels = np.kron((255 * middle.T[::-1]).astype(np.uint8), np.ones((_SCALE, _SCALE), np.uint8))
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, format="png", optimize=True)

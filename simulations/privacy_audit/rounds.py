@@ -64,6 +64,7 @@ class AuditedSite:
     planted: PlantedSite
     privacy: PrivacyConfig
     seed: int
+    model: ModelConfig = field(default_factory=lambda: MODEL)
     text: TextSpace = field(init=False)
     objective: OrgansObjective = field(init=False)
     trainer: Trainer = field(init=False)
@@ -72,7 +73,7 @@ class AuditedSite:
     def __post_init__(self) -> None:
         self.text = build_text_space([describe_class(name) for name in CLASSES], TextConfig(encoder="offline"))
         torch.manual_seed(self.seed)
-        model = build_model(MODEL, self.text)
+        model = build_model(self.model, self.text)
         model.class_rows.evidence[:] = float(len(self.planted.images))
         # Without dropped rows and text noise a patient's gradient is what the attacker expects it to be.
         config = TrainConfig(text_only=0.0, text_noise=0.0, weight_decay=0.0)

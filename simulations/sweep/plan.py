@@ -20,14 +20,17 @@ _FOLLOWS = {
     "start": "public.KEY=VALUE words train one, or public.checkpoint=FOLDER names one",
 }
 
-# Stage organs alone. 64 patients a site; public data are other patients, scanned without contrast agent. For two cores.
+# Stage organs alone. 64 patients a site; public data are other patients, scanned without contrast agent.
+# Half of the patients in every step, and few steps: noise shrinks with the patients of a step and grows with steps.
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "full": (
         "privacy.epsilon=0,1,2,4,8,inf", "seed=0,1,2", "phantom.cases=64", "phantom.held_out=8",
-        "data.patch=[32,32,32]", "rounds=20", "prior.rounds=0", "tumors.rounds=0", "train.local_steps=5",
-        "train.batch=8", "privacy.patches_per_patient=1", "privacy.trained=adapters",
+        "data.spacing_mm=[8,8,8]", "data.patch=[32,32,32]", "model.widths=[8,16,24,32]", "model.mamba_blocks=[0,0,0,1]",
+        "model.decoder_width=24", "model.query_width=32", "model.mask_width=16",
+        "rounds=20", "prior.rounds=0", "tumors.rounds=0", "train.local_steps=2", "train.batch=32",
+        "privacy.patches_per_patient=1", "privacy.trained=queries", "privacy.clip_norm=0.1", "privacy.lr_factor=10",
         "public.seed=1000", "public.phantom.cases=32", "public.phantom.held_out=1", "public.phantom.contrast=native",
-        "public.rounds=60", "public.train.batch=4",
+        "public.rounds=60", "public.train.local_steps=5", "public.train.batch=4",
     ),
     "quick": (
         "privacy.epsilon=0,1,8,inf", "seed=0", "sites=2", "phantom.cases=8", "phantom.held_out=2",
@@ -88,6 +91,12 @@ class Plan:
     public: tuple[str, ...]
     checkpoint: str | None
     fixed: tuple[str, ...]
+
+    @property
+    def has_lesions(self) -> bool:
+        """Whether a run or its start learns lesions; where none does, their Dice says nothing."""
+        trained = [*(point.words for point in self.points), *([self.public] if self.public else [])]
+        return self.checkpoint is not None or any(_composed(words).tumors.rounds for words in trained)
 
 
 def plan_sweep(words: Sequence[str]) -> Plan:

@@ -39,6 +39,7 @@ def write_report(folder: Folder, about: dict[str, Any], rows: Sequence[Row], gro
         info=next(iter(infos.values()), {}),
         is_generated=any(info.get("generated") for info in infos.values()),
         has_organs=any(group.organs for group in groups),
+        has_lesions=any(group.lesions for group in groups),
         done=len(infos),
     )
     write_atomically(folder.report, text)

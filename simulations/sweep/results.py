@@ -30,7 +30,8 @@ class Row:
     Attributes:
         swept: value of every other swept key.
         spent: largest epsilon that a site's ledger in the run folder has; None without one.
-        organs, lesions, dice: mean Dice over sites and over the classes that some site labels, by kind and of all.
+        organs, lesions, dice: mean Dice over sites and over the classes that some site labels, by kind and of all;
+            lesions only where some run learns them.
         reason: why it failed.
     """
 
@@ -74,6 +75,7 @@ class Group:
     Attributes:
         setting: values of the swept keys, without seed.
         share: mean Dice of organs (of all classes where there is no organ) against training without privacy.
+        gained: what training adds to that Dice of the start alone, against what it adds without privacy.
     """
 
     epsilon: float
@@ -83,6 +85,7 @@ class Group:
     dice: Interval | None
     spent: float | None
     share: float | None
+    gained: float | None
     failed: int
 
     @property
@@ -98,10 +101,11 @@ class Group:
 def read_rows(folder: Folder, plan: Plan) -> list[Row]:
     """A row for every run of the plan, finished or not."""
     failures = folder.failures()
-    return [_row(folder, point, failures.get(point.name, "")) for point in plan.points]
+    has_lesions = plan.has_lesions
+    return [_row(folder, point, failures.get(point.name, ""), has_lesions) for point in plan.points]
 
 
-def _row(folder: Folder, point: Point, reason: str) -> Row:
+def _row(folder: Folder, point: Point, reason: str, has_lesions: bool) -> Row:
     if not folder.is_finished(point.name):
         return Row(point.name, point.epsilon, point.swept, FAILED if reason else MISSING, reason=reason)
     try:
@@ -109,9 +113,11 @@ def _row(folder: Folder, point: Point, reason: str) -> Row:
     except ReportError as error:
         return Row(point.name, point.epsilon, point.swept, FAILED, reason=f"{error}")
     by_kind = {kind: [name for name, of in run.kinds.items() if of == kind] for kind in ("organ", "lesion")}
+    scored = None if has_lesions else by_kind["organ"]
     return Row(
         point.name, point.epsilon, point.swept, DONE, _spent(folder.run(point.name)),
-        _mean(run.cells, by_kind["organ"]), _mean(run.cells, by_kind["lesion"]), _mean(run.cells, None),
+        _mean(run.cells, by_kind["organ"]), _mean(run.cells, by_kind["lesion"]) if has_lesions else None,
+        _mean(run.cells, scored),
         sum((run.info.get("seconds") or {}).values()),
     )  # fmt: skip
 
@@ -140,25 +146,35 @@ def group_rows(rows: Sequence[Row]) -> list[Group]:
     for row in rows:
         setting = tuple((key, value) for key, value in row.swept.items() if key != SEED)
         groups.setdefault((row.epsilon, setting), []).append(row)
-    open_scores = {setting: _score(held) for (epsilon, setting), held in groups.items() if epsilon == OPEN}
+    open_scores, alone_scores = (
+        {setting: _score(held) for (epsilon, setting), held in groups.items() if epsilon == kind}
+        for kind in (OPEN, ALONE)
+    )
     found = []
     for (epsilon, setting), held in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
-        base, score = _open_beside(open_scores, setting), _score(held)
+        base, start, score = _beside(open_scores, setting), _beside(alone_scores, setting), _score(held)
         found.append(
             Group(
                 epsilon, dict(setting), _interval(held, "organs"), _interval(held, "lesions"), _interval(held, "dice"),
                 max((row.spent for row in held if row.spent is not None), default=None),
                 score.mean / base.mean if score and base and base.mean > 0 else None,
+                _gained(score, start, base),
                 sum(row.status == FAILED for row in held),
             )
         )  # fmt: skip
     return found
 
 
-def _open_beside(
+def _gained(score: Interval | None, start: Interval | None, base: Interval | None) -> float | None:
+    if score is None or start is None or base is None or base.mean <= start.mean:
+        return None
+    return (score.mean - start.mean) / (base.mean - start.mean)
+
+
+def _beside(
     scores: Mapping[tuple[tuple[str, str], ...], Interval | None], setting: tuple[tuple[str, str], ...]
 ) -> Interval | None:
-    """The open run of the same setting; privacy's own keys say nothing about it."""
+    """The run of the same setting that is not private; privacy's own keys say nothing about it."""
     return scores.get(tuple((key, value) for key, value in setting if not key.startswith("privacy.")))
 
 
@@ -199,6 +215,7 @@ def format_rows(groups: Sequence[Group], rows: Sequence[Row]) -> str:
                 "epsilon": {ALONE: "start alone", OPEN: "not private"}.get(group.epsilon, f"{group.epsilon:g}"),
                 **{f"{kind} Dice": _shown(getattr(group, kind)) for kind in ("organs", "lesions", "dice")},
                 "of not private": "-" if group.share is None else f"{group.share:.0%}",
+                "of the gain": "-" if group.gained is None else f"{group.gained:.0%}",
                 "spent": group.spent,
             }
             for group in groups

@@ -68,6 +68,7 @@ def test_every_key_is_described() -> None:
         ("privacy.epsilon", ".inf"),
         ("privacy.delta", "1"),
         ("privacy.clip_norm", "-1"),
+        ("privacy.lr_factor", "0"),
         ("privacy.patches_per_patient", "0"),
         ("privacy.accountant", "moments"),
         ("privacy.trained", "encoder"),

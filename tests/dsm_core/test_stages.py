@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsm_core.classes import ClassKind
-from dsm_core.config import Config, PriorConfig, TumorsConfig
+from dsm_core.config import Config, PriorConfig, PrivacyConfig, TumorsConfig
 from dsm_core.stages import MOVING, STAGES, stage_of, stages_of, total_rounds
 
 
@@ -51,3 +51,11 @@ def test_stages_share_no_tensor_but_the_rows_which_differ_by_kind_and_never_move
 def test_a_site_teaches_what_it_has_labelled_and_every_scan_teaches_the_prior() -> None:
     taught = {stage: MOVING[stage].is_taught_by([ClassKind.LESION]) for stage in STAGES}
     assert taught == {"organs": False, "prior": True, "tumors": True}
+
+
+def test_privacy_has_a_factor_on_every_rate_and_training_without_it_has_none() -> None:
+    config = run_of(1, 1, 1)
+    config.privacy = PrivacyConfig(mode="dp_sgd", lr_factor=10.0)
+    assert [stage.lr for stage in stages_of(config)] == [10 * Config().train.lr, 5.0, 10 * Config().tumors.lr]
+    config.privacy = PrivacyConfig(lr_factor=10.0)
+    assert [stage.lr for stage in stages_of(config)] == [Config().train.lr, 0.5, Config().tumors.lr]

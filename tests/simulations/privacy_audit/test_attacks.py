@@ -8,7 +8,7 @@ import torch
 
 from dsm_core.config import PrivacyConfig
 from simulations.privacy_audit.beside import beside_the_noise, refuses_metrics
-from simulations.privacy_audit.inversion import _away_from, _flat_gradient, _slope_along
+from simulations.privacy_audit.inversion import Descent, invert_update, slope_of_distance
 from simulations.privacy_audit.planted import plant
 from simulations.privacy_audit.released import attack_released_model
 from simulations.privacy_audit.rounds import AuditedSite, Schedule
@@ -38,23 +38,32 @@ def test_private_reply_with_a_loss_is_not_sent():
     assert refuses_metrics(PRIVATE, seed=0)
 
 
-def test_slope_is_the_derivative_of_the_gradient_along_a_direction():
+def test_slope_is_the_derivative_of_the_gradients_distance():
     """Against autograd twice, on a network that can be derived twice."""
     torch.manual_seed(0)
-    layer, image = torch.nn.Linear(6, 4), torch.rand(1, 6, requires_grad=True)
+    layer, image = torch.nn.Linear(6, 4).double(), torch.rand(1, 6, dtype=torch.float64, requires_grad=True)
     parameters = list(layer.parameters())
 
     def loss():
         return layer(image).tanh().square().sum()
 
-    target = torch.nn.functional.normalize(torch.randn(28), dim=0)
+    target = torch.nn.functional.normalize(torch.randn(28, dtype=torch.float64), dim=0)
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss(), parameters, create_graph=True)])
     distance = 1 - torch.nn.functional.cosine_similarity(gradient, target, dim=0)
     wanted = torch.autograd.grad(distance, image)[0]
     before = [p.detach().clone() for p in parameters]
-    found = _slope_along(loss, image, parameters, _away_from(_flat_gradient(loss(), parameters), target))
-    assert torch.allclose(found, wanted, atol=1e-3 * wanted.abs().max().item() + 1e-4)
+    found = slope_of_distance(loss, image, parameters, target)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6)
     assert all(torch.equal(p, kept) for p, kept in zip(parameters, before, strict=True))
+
+
+def test_inversion_sees_a_scan_in_an_open_update_and_none_in_a_private_one():
+    seen, hidden = (
+        invert_update(privacy, Descent(1, 1, 60), 2, lambda _: None) for privacy in (PrivacyConfig(), PRIVATE)
+    )
+    assert seen.similarity > 0.4
+    assert abs(hidden.similarity) < 0.15
+    assert hidden.likeness < 0.5 * seen.likeness
 
 
 def test_attack_on_the_model_sees_only_what_a_run_releases():

@@ -26,6 +26,7 @@ FACTS = {
     "confidence": 0.95,
     "canaries_a_run": 8,
     "patch": 16,
+    "inverted_widths": (48, 96, 16, 16),
     "cpu_seconds": 1.0,
 }
 
@@ -35,7 +36,7 @@ def audit(tmp_path):
     """An audit with pictures in its folder."""
     truth = np.random.default_rng(0).random((4, 4, 4))
     private = PrivacyConfig(mode="dp_sgd", epsilon=8.0)
-    inversions = [Inversion(PrivacyConfig(), truth, truth), Inversion(private, truth, 1 - truth)]
+    inversions = [Inversion(PrivacyConfig(), truth, truth, 0.9), Inversion(private, truth, 1 - truth, 0.1)]
     pictures = tuple(save_pictures(tmp_path, inversions))
     checks = (Check.at_most("epsilon 8: gaussian, updates, lower bound", 9.0, 8.0),)
     return PrivacyAudit((OPEN, LOOSE, TIGHT), checks, pictures, FACTS)
@@ -59,7 +60,13 @@ def test_best_is_the_largest_bound_of_a_claim(audit):
 def test_page_shows_bounds_failed_check_and_pictures_without_network(audit, tmp_path):
     write_audit(tmp_path, audit)
     page = write_page(tmp_path).read_text()
-    for wanted in ("6.70", "of 8 promised", '<td class="no">NO</td>', "correlation 1.00", "correlation -1.00"):
+    for wanted in (
+        "6.70",
+        "of 8 promised",
+        '<td class="no">NO</td>',
+        "from the unprotected update: correlation 1.00",
+        "epsilon 8: correlation -1.00",
+    ):
         assert wanted in page
     assert page.count("data:image/png;base64,") == 3
     assert "http://" not in page

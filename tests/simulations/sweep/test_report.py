@@ -16,7 +16,7 @@ ABOUT = {"name": "mine", "command": "dsm-sweep quick", "commit": "abc1234", "fix
 
 
 def group(epsilon, mean, half=None, **setting):
-    return Group(epsilon, setting, Interval(mean, half, 3), None, None, None, None, 0)
+    return Group(epsilon, setting, Interval(mean, half, 3), None, None, None, None, None, 0)
 
 
 def test_marks_lie_on_a_logarithmic_axis_with_their_intervals_and_audited_bounds():

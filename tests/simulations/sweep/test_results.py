@@ -48,6 +48,24 @@ def test_scores_are_means_over_what_some_site_labels_and_shares_compare_with_tra
     assert groups[8.0, "trained queries"].organs is None
 
 
+def test_what_private_training_adds_is_held_against_what_open_training_adds(folder, finish):
+    plan = plan_sweep(["privacy.epsilon=0,8,inf", "public.seed=9", "public.rounds=3"])
+    for name, organ in (("epsilon_0", 0.4), ("epsilon_8", 0.5), ("epsilon_inf", 0.8)):
+        finish(name, cells(organ))
+    groups = {group.epsilon: group for group in group_rows(read_rows(folder, plan))}
+    assert groups[8.0].gained == pytest.approx(0.25)
+    assert (groups[0.0].gained, groups[math.inf].gained) == (0.0, 1.0)
+
+
+def test_lesions_that_no_run_learns_have_no_score(folder, finish):
+    plan = plan_sweep(["privacy.epsilon=inf", "tumors.rounds=0", "public.seed=9", "public.rounds=3"])
+    finish("epsilon_inf", cells(0.8))
+    row = read_rows(folder, plan)[0]
+    assert row.lesions is None
+    assert row.dice == row.organs == pytest.approx(0.85)
+    assert plan_sweep(["privacy.epsilon=inf", "tumors.rounds=0", "public.seed=9", "public.tumors.rounds=3"]).has_lesions
+
+
 def test_failed_and_missing_runs_are_named_and_a_run_that_succeeds_later_is_not(folder, finish):
     plan = plan_sweep(["privacy.epsilon=1,8,inf"])
     finish("epsilon_inf", cells(0.8))
