@@ -40,7 +40,7 @@ from simulations.sites import SitesError
 
 BANK = Path("../shared/data/text_space/clip_vit_b32_dsm45.safetensors")
 SEEDS = (0, 1, 2)
-FULL = Budget({ORGANS: 1600, PRIOR: 2000, TUMORS: 1600}, cases=24, held_out=8)
+FULL = Budget({ORGANS: 1400, PRIOR: 1600, TUMORS: 1200}, cases=24, held_out=8)
 QUICK = Budget({ORGANS: 400, PRIOR: 600, TUMORS: 600}, cases=10, held_out=4)
 QUICK_CLASSES = ("spleen tumor", "liver tumor")
 LEAST_AUROC, LEAST_SHARE = 0.95, 0.6
