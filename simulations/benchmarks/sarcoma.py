@@ -34,8 +34,8 @@ from simulations.site_sources import find_sites
 
 SARCOMA = "soft tissue sarcoma"
 HEAD_NECK, SARCOMA_SITE = Path("../shared/data/head_neck"), Path("../shared/data/sarcoma/site_e")
-FULL = ("rounds=40", "prior.rounds=10", "tumors.rounds=60", "data.held_out=0.34")
-QUICK = ("rounds=4", "prior.rounds=1", "tumors.rounds=6", "data.held_out=0.34")
+FULL = ("rounds=40", "prior.rounds=40", "tumors.rounds=150", "data.held_out=0.34")
+QUICK = ("rounds=4", "prior.rounds=2", "tumors.rounds=15", "data.held_out=0.34")
 BOXES, BOX_SHARE = 4, 0.7  # boxes of a scan, and their edge as a share of the scan's
 _OFF_CENTRE, _MOST_HIDDEN = 0.15, 0.5  # least shift of the tumour, in edges; share of it that a box may cut off
 

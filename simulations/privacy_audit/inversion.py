@@ -36,10 +36,8 @@ TARGET = replace(MODEL, name="inverted", widths=(48, 96, 16, 16))
 MATCHED = ("encoder.stages.0.", "encoder.stages.1.")
 _RATE = 0.03  # of the descent, in grey values
 _SMOOTHNESS = 1.0  # voxels over which a step of the descent is smoothed
-_START = (
-    0.2,
-    0.8,
-)  # grey values of noise; from an even grey the norms would blow up its rounding, and nothing is found
+# Grey values of noise; from an even grey the norms would blow up its rounding, and nothing is found.
+_START = (0.2, 0.8)
 _REACH = 1e-6  # of the difference, in lengths of the parameters' space
 
 
