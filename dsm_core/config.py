@@ -160,13 +160,11 @@ class PrivacyConfig:
     epsilon: float = 8.0  # of the whole run, for every patient of a site
     delta: float | None = None  # chance that epsilon does not hold; absent: that of the site's ledger
     clip_norm: float = 1.0  # longest gradient of a patient, L2 over all trained tensors
-    # times every stage's base rate: few numbers trained from noisy gradients want longer steps than a whole model
-    lr_factor: float = 1.0
+    lr_factor: float = 1.0  # times every stage's base rate: few trained numbers want longer steps than a whole model
     patches_per_patient: int = 2  # averaged before clipping, so that more of them cost time and no privacy
     accountant: str = "prv"  # prv | rdp
-    trained: str = (
-        "everything"  # everything | queries (class rows, text to query, heads) | adapters (biases and scales)
-    )
+    # everything | queries (class rows, text to query, heads) | adapters (biases and scales)
+    trained: str = "everything"
 
     def __post_init__(self) -> None:
         _require(self.mode in PRIVACY_MODES, f"privacy.mode wants one of {PRIVACY_MODES}, found {self.mode!r}")

@@ -23,7 +23,7 @@ class LossWeights:
 
     dice: float = 1.0
     cross_entropy: float = 1.0
-    # Dice alone makes a lesion's scores all or nothing, and 10 here makes a mask of everything that is a little odd.
+    # Dice alone makes a lesion's scores all or nothing, and 10 here drowns it: unseen tumours were no longer found.
     lesion_cross_entropy: float = 3.0
     grouping: float = 0.3
     presence: float = 0.1

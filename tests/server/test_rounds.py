@@ -2,7 +2,6 @@
 
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.clientapp import ClientApp
 
 from dsm_core.classes import ClassKind
-from dsm_core.config import Config, PriorConfig, ServerConfig, TumorsConfig
+from dsm_core.config import Config, ServerConfig
 from dsm_core.data import ClassContract, LabelContract
 from dsm_core.stages import MOVING
 from server.rounds import RoundError, run_rounds, site_rate
@@ -18,70 +17,7 @@ from server.waiting import Waiting
 from simulations.grid import run_in_process
 from strategies import messages
 from strategies.query_fedavg import QueryFedAvg
-
-CLASSES = ("kidney", "liver")
-REFERENCE = {"class_rows.bias.weight": np.zeros((2, 3), np.float32), "encoder.weight": np.zeros(4, np.float32)}
-ORGANS_ONLY = {"prior": PriorConfig(rounds=0), "tumors": TumorsConfig(rounds=0)}
-TEXT = SimpleNamespace(hash="bank-2", to_bytes=lambda: b"vectors")
-SITES = ("east", "north", "south", "west")
-
-
-class Stopped(Exception):
-    pass
-
-
-def rounds_with(
-    behave, rounds=2, sites=SITES, state=None, on_round=None, offline=(), waiting=None, contracts=None, start=REFERENCE,
-    threads=2, stop=None, prior=ORGANS_ONLY["prior"], tumors=ORGANS_ONLY["tumors"], **server,
-):  # fmt: skip
-    """Run rounds in which site `i` answers `behave(site, request)`: an array to add, or an exception to send."""
-    app = ClientApp()
-    texts = dict.fromkeys(sites, TEXT.hash)
-
-    @app.train()
-    def train(message: Message, context) -> Message:
-        site = context.node_config["site-dir"]
-        request = messages.unpack_train(message.content)
-        if texts[site] != request.text_hash:
-            return messages.error_reply(messages.TEXT_CODE, "another text space", message)
-        change = behave(site, request, texts)
-        if isinstance(change, str):
-            return messages.error_reply(messages.FAULT_CODE, change, message)
-        moving = MOVING[request.order.stage].part(request.arrays)
-        arrays = {name: array + np.float32(change) for name, array in moving.items()}
-        return Message(messages.pack_trained(arrays, {"loss": 1.0, "num-cases": 2}), reply_to=message)
-
-    @app.query("text")
-    def text(message: Message, context) -> Message:
-        texts[context.node_config["site-dir"]] = messages.unpack_text(message.content)[1]
-        return Message(messages.pack_text_receipt(TEXT.hash), reply_to=message)
-
-    contracts = contracts or {
-        site: LabelContract(site, 2, {"liver": ClassContract(ClassKind.ORGAN, None, 2)}) for site in sites
-    }
-    config = Config(rounds=rounds, prior=prior, tumors=tumors, server=ServerConfig(**{"round_timeout_s": 5, **server}))
-    reached = []
-
-    def note(round, record, after):
-        reached.append(after)
-        if on_round is not None:
-            on_round(round, record, after)
-        if round == stop:
-            raise Stopped
-
-    fedavg = QueryFedAvg(config.server, contracts)
-
-    def serve(grid, context):
-        nodes = dict(zip(sites, grid.get_node_ids(), strict=True))
-        gone = offline if callable(offline) else lambda: offline
-        grid.get_node_ids = lambda: [node for site, node in nodes.items() if site not in gone()]
-        first = fedavg.init(start, CLASSES) if state is None else state
-        try:
-            return run_rounds(grid, first, fedavg, config, nodes, TEXT, note, waiting=waiting)
-        except Stopped:
-            return reached[-1]
-
-    return run_in_process(serve, app, list(sites), threads=threads)
+from tests.server.answering_sites import CLASSES, ORGANS_ONLY, REFERENCE, SITES, TEXT, rounds_with
 
 
 def test_every_round_is_reported_and_rows_nobody_labels_stay():
@@ -346,57 +282,3 @@ def test_rate_grows_with_the_root_of_the_sites_only_where_moments_are_shared():
     shared, local = (Config(server=ServerConfig(moments=kind)) for kind in ("shared", "local"))
     assert site_rate(1e-3, shared, 4) == pytest.approx(2e-3)
     assert site_rate(1e-3, local, 4) == 1e-3
-
-
-THREE = {"prior": PriorConfig(rounds=2), "tumors": TumorsConfig(rounds=2)}
-STAGED = {"prior.weight": np.zeros(2, np.float32), "tumors.weight": np.zeros(2, np.float32), **REFERENCE}
-
-
-def staged_rounds(rounds, state=None, kinds=(ClassKind.ORGAN, ClassKind.LESION)):
-    """Rounds of three stages with a site `organs` and a site `lesions`, and what each was asked to train."""
-    asked = {}
-
-    def behave(site, request, _):
-        asked.setdefault(request.order.round, (request.order.stage, request.order.stage_round, []))[2].append(site)
-        return np.random.default_rng([len(site), request.order.round]).normal()
-
-    contracts = {
-        f"{kind}s": LabelContract(f"{kind}s", 2, {name: ClassContract(kind, None, 2)})
-        for name, kind in zip(CLASSES, kinds, strict=True)
-    }
-    found = rounds_with(
-        behave, rounds=2, sites=sorted(contracts), state=state, contracts=contracts, start=STAGED,
-        stop=rounds, **THREE,
-    )  # fmt: skip
-    return found, {round: (stage, number, sorted(sites)) for round, (stage, number, sites) in asked.items()}
-
-
-def test_stages_follow_one_another_and_only_sites_that_can_teach_one_are_asked():
-    state, asked = staged_rounds(6)
-    assert asked == {
-        1: ("organs", 1, ["organs"]), 2: ("organs", 2, ["organs"]),
-        3: ("prior", 1, ["lesions", "organs"]), 4: ("prior", 2, ["lesions", "organs"]),
-        5: ("tumors", 1, ["lesions"]), 6: ("tumors", 2, ["lesions"]),
-    }  # fmt: skip
-    assert [(r["stage"], r["stage_round"], r["rounds"]) for r in state.history] == [
-        (stage, number, 6) for stage in ("organs", "prior", "tumors") for number in (1, 2)
-    ]
-    assert all(state.arrays[key].any() for key in STAGED)
-
-
-@pytest.mark.parametrize("stop", range(1, 6))
-def test_run_stopped_anywhere_goes_on_bit_for_bit_across_its_stages(stop):
-    whole, _ = staged_rounds(6)
-    stopped, _ = staged_rounds(stop)
-    assert stopped.round == stop
-    resumed, _ = staged_rounds(6, state=stopped)
-    assert resumed.arrays.keys() == whole.arrays.keys()
-    assert all(resumed.arrays[key].tobytes() == whole.arrays[key].tobytes() for key in whole.arrays)
-
-
-def test_stage_that_no_site_can_teach_is_left_out(caplog):
-    state, asked = staged_rounds(6, kinds=(ClassKind.ORGAN,) * 2)
-    assert [stage for stage, _, _ in asked.values()] == ["organs", "organs", "prior", "prior"]
-    assert "stage tumors is left out" in caplog.text
-    assert state.round == 6
-    assert not state.arrays["tumors.weight"].any()
