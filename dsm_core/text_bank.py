@@ -134,5 +134,19 @@ class SavedEmbeddings:
         return ""
 
 
+def centred(raw: Tensor, mean: Tensor, phrases: Sequence[str]) -> Tensor:
+    """Unit length, minus the bank's mean, unit length again; (k, E) float32.
+
+    Raises:
+        TextSpaceError: a phrase whose vector is not finite or equals the mean.
+    """
+    offset = torch.nn.functional.normalize(raw.double(), dim=1) - mean.double()
+    length = offset.norm(dim=1, keepdim=True)
+    lost = [phrase for phrase, size in zip(phrases, length[:, 0], strict=True) if not size > 1e-6]
+    if lost:
+        raise TextSpaceError(f"the encoder gives {', '.join(map(repr, lost))} no direction of its own; reword it")
+    return (offset / length).float()
+
+
 def _class(content: dict) -> ClassInfo:
     return ClassInfo(content["name"], ClassKind(content["kind"]), content["host"], tuple(content["synonyms"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dsm_core.classes import ClassInfo, normalise_name
+from dsm_core.classes import ATLAS, ClassInfo, ClassKind, normalise_name
 from dsm_core.hashed_words import TextSpaceError, content_words
 
 
@@ -37,3 +37,12 @@ def _meaning(phrase: str) -> frozenset[str]:
         return frozenset(content_words(phrase))
     except TextSpaceError:  # no words at all
         return frozenset()
+
+
+_ATLAS_NAMES = Names(tuple(ATLAS.values()))
+
+
+def in_atlas(phrase: str) -> ClassInfo:
+    """The class of the atlas that a phrase names; otherwise the phrase as it is."""
+    row = _ATLAS_NAMES.row(phrase)
+    return ClassInfo(phrase, ClassKind.ORGAN) if row is None else tuple(ATLAS.values())[row]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +19,16 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from dsm_core.classes import ATLAS, ClassInfo, ClassKind, normalise_name
+from dsm_core.classes import ClassInfo, ClassKind, normalise_name
 from dsm_core.config import TextConfig
 from dsm_core.durable import replace_file
 from dsm_core.hashed_words import HASHED_WORDS, HashedWords, TextSpaceError
-from dsm_core.text_bank import Bank, SavedEmbeddings
-from dsm_core.text_encoders import TextEncoder, load_encoder, load_phrase_encoder, make_bank
-from dsm_core.text_names import Names
+from dsm_core.text_bank import SavedEmbeddings, centred
+from dsm_core.text_encoders import TextEncoder, load_phrase_encoder
+from dsm_core.text_names import Names, in_atlas
 from dsm_core.text_wordings import PLAIN, Recipe, encode_classes
 
-__all__ = ["TextSpace", "TextSpaceError", "build_text_space"]
+__all__ = ["TextSpace", "TextSpaceError"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,14 +163,14 @@ class TextSpace:
         row = self._names.row(name)
         if row is not None:
             return self.vectors[row]
-        if (own := _in_atlas(name).name) in self.phrases:
+        if (own := in_atlas(name).name) in self.phrases:
             return self.phrase_vectors[self.phrases.index(own)]
         return self.taught.get(name)
 
     def _encode_new(self, phrases: Sequence[str]) -> Tensor:
         """What names a class of the atlas is encoded as that class is, so that it has its vector when it joins."""
         assert self.phrase_encoder is not None
-        infos = [_in_atlas(name) for name in phrases]
+        infos = [in_atlas(name) for name in phrases]
         return centred(
             encode_classes(self.phrase_encoder, infos, self._detail(self.phrase_encoder)), self.mean, phrases
         )
@@ -264,78 +264,3 @@ class TextSpace:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"vectors": self.vectors, "mean": self.mean, "phrase_vectors": self.phrase_vectors}
-
-
-_ATLAS_NAMES = Names(tuple(ATLAS.values()))
-
-
-def _in_atlas(phrase: str) -> ClassInfo:
-    """The class of the atlas that a phrase names; otherwise the phrase as it is."""
-    row = _ATLAS_NAMES.row(phrase)
-    return ClassInfo(phrase, ClassKind.ORGAN) if row is None else tuple(ATLAS.values())[row]
-
-
-def build_text_space(classes: Iterable[ClassInfo], config: TextConfig) -> TextSpace:
-    """The text space of the given classes, centred on the mean over the atlas and these classes.
-
-    A bank of saved embeddings is centred on its own mean, and must hold the classes asked for.
-
-    Raises:
-        TextSpaceError: no class, two classes of one name, an encoder that is not available, a class it does not know.
-    """
-    wanted = tuple(sorted(classes, key=lambda info: info.name))
-    names = [info.name for info in wanted]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if not names or doubled:
-        raise TextSpaceError(f"a text space wants one or more classes of different names, found {doubled or 'none'}")
-    encoder = load_encoder(config)
-    is_saved = isinstance(encoder, SavedEmbeddings)
-    bank = encoder.bank if isinstance(encoder, SavedEmbeddings) else make_bank(encoder, wanted, config)
-    space = centre_bank(bank, wanted, bank.model if bank.model == HASHED_WORDS else encoder.name)
-    if is_saved and config.weights:
-        return space.with_encoder(config)
-    return space if space.phrase_encoder is not None else replace(space, phrase_encoder=encoder)
-
-
-def centre_bank(bank: Bank, classes: Sequence[ClassInfo], name: str) -> TextSpace:
-    """The text space of some classes of a bank, centred on the mean of the bank.
-
-    Args:
-        name: what made the vectors, as it is shown.
-
-    Raises:
-        TextSpaceError: a class that the bank does not hold, or one whose vector equals the mean.
-    """
-    SavedEmbeddings(bank).encode([info.name for info in classes])
-    unit = torch.nn.functional.normalize(bank.embeddings.double(), dim=1)
-    mean = unit.mean(dim=0).float()
-    vocabulary = [info.name for info in bank.classes]
-    rows = dict(zip(vocabulary, centred(unit, mean, vocabulary), strict=True))
-    wanted = sorted((bank.describe(info) for info in classes), key=lambda info: info.name)
-    names = [info.name for info in wanted]
-    # Hashed words are at hand everywhere, so that no vector has to travel along.
-    further = () if bank.model == HASHED_WORDS else tuple(each for each in vocabulary if each not in names)
-    return TextSpace(
-        classes=tuple(wanted),
-        vectors=torch.stack([rows[each] for each in names]),
-        mean=mean,
-        encoder=name,
-        phrases=further,
-        phrase_vectors=torch.stack([rows[each] for each in further]) if further else torch.zeros(0, len(mean)),
-        recipe=bank.recipe,
-        phrase_encoder=HashedWords(len(mean)) if bank.model == HASHED_WORDS else None,
-    )
-
-
-def centred(raw: Tensor, mean: Tensor, phrases: Sequence[str]) -> Tensor:
-    """Unit length, minus the bank's mean, unit length again; (k, E) float32.
-
-    Raises:
-        TextSpaceError: a phrase whose vector is not finite or equals the mean.
-    """
-    offset = torch.nn.functional.normalize(raw.double(), dim=1) - mean.double()
-    length = offset.norm(dim=1, keepdim=True)
-    lost = [phrase for phrase, size in zip(phrases, length[:, 0], strict=True) if not size > 1e-6]
-    if lost:
-        raise TextSpaceError(f"the encoder gives {', '.join(map(repr, lost))} no direction of its own; reword it")
-    return (offset / length).float()

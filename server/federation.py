@@ -16,7 +16,8 @@ from dsm_core.config import Config
 from dsm_core.data import LabelContract, contract_classes
 from dsm_core.model import DSM, build_model
 from dsm_core.stages import total_rounds
-from dsm_core.text_space import TextSpace, TextSpaceError, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace, TextSpaceError
 from server.enrolment import deliver_text, enrol, node_labels, wait_for_sites
 from server.members import EVIDENCE, Members, declared_evidence
 from server.membership import Membership

@@ -62,9 +62,10 @@ def add_commands(commands: Commands) -> None:
 
 
 def _build(options: argparse.Namespace) -> int:
+    from dsm_core.text_building import centre_bank
     from dsm_core.text_encoders import load_encoder, make_bank
     from dsm_core.text_neighbours import survey
-    from dsm_core.text_space import TextSpaceError, centre_bank
+    from dsm_core.text_space import TextSpaceError
     from server.text_space_classes import gather_classes
     from strategies.deployment.errors import DeploymentError
 
@@ -139,7 +140,8 @@ def _text_config(keys: list[str]) -> TextConfig:
 def _read(path: Path) -> TextSpace:
     """A bank over all its classes, or a text space as checkpoints and sites hold it."""
     from dsm_core.text_bank import read_bank
-    from dsm_core.text_space import TextSpace, TextSpaceError, centre_bank
+    from dsm_core.text_building import centre_bank
+    from dsm_core.text_space import TextSpace, TextSpaceError
 
     try:
         bank = read_bank(path)

@@ -93,7 +93,7 @@ class Coordinator:
     def __init__(self, authority, folder):
         from dsm_core.classes import ATLAS
         from dsm_core.config import TextConfig
-        from dsm_core.text_space import build_text_space
+        from dsm_core.text_building import build_text_space
         from server.admission import Admission
         from server.banks import Banks
         from server.contract_book import ContractBook

@@ -20,7 +20,7 @@ from dsm_core.config import ModelConfig, TextConfig, TrainConfig
 from dsm_core.data import PatchBatch
 from dsm_core.model import build_model
 from dsm_core.objectives import OrgansObjective, noise_patches
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 from simulations.benchmarks.networks import SamePatches
 
 CLASSES = ("kidney", "liver", "spleen", "stomach")

@@ -24,7 +24,8 @@ from dsm_core.data import Datalist, PatchBatch
 from dsm_core.losses import organ_loss
 from dsm_core.model import Features, build_model
 from dsm_core.objectives import OrgansObjective
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace
 from simulations.benchmarks.workers import Timing, clocked
 
 CLASSES = ("gallbladder", "left kidney", "liver", "pancreas", "right kidney", "spleen", "stomach")

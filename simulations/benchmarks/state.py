@@ -23,7 +23,8 @@ from dsm_core.classes import ATLAS
 from dsm_core.config import Config, ConfigError, compose_config
 from dsm_core.model import build_model
 from dsm_core.stages import MOVING, ORGANS
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace
 from server.federation import first_arrays
 from server.state_file import SavedState, write_state
 from server.state_store import StateStore

@@ -13,7 +13,8 @@ from dsm_core.classes import ATLAS
 from dsm_core.config import TextConfig
 from dsm_core.data.phantoms import PHANTOM_CLASSES
 from dsm_core.text_bank import read_bank
-from dsm_core.text_space import TextSpace, build_text_space, centre_bank
+from dsm_core.text_building import build_text_space, centre_bank
+from dsm_core.text_space import TextSpace
 
 OFFLINE, CLIP = "hashed words (not CLIP)", "CLIP ViT-B/32 (saved)"
 # The saved embeddings know two kidneys: both together stand for "kidney".

@@ -21,7 +21,8 @@ from dsm_core.config import ModelConfig, PrivacyConfig, TextConfig, TrainConfig
 from dsm_core.model import build_model
 from dsm_core.objectives import OrgansObjective
 from dsm_core.stages import ORGANS
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace
 from simulations.privacy_audit.planted import CLASSES, SITE, PlantedSite
 from strategies.messages import TrainOrder
 

@@ -15,8 +15,8 @@ import client.app as porter
 from client.memory import export_moments, import_moments
 from dsm_core.classes import describe_class
 from dsm_core.config import Config, TextConfig
+from dsm_core.text_building import build_text_space
 from dsm_core.text_growth import grow_text_space
-from dsm_core.text_space import build_text_space
 from strategies import messages
 from strategies.manifest import manifest
 

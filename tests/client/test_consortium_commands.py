@@ -18,7 +18,7 @@ from dsm_core.checkpoint import save_checkpoint
 from dsm_core.classes import ATLAS
 from dsm_core.config import Config, DataConfig, ModelConfig, TextConfig
 from dsm_core.model import build_model
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 from strategies.audit import AuditLog, Head
 
 SMALL = ModelConfig(

@@ -21,7 +21,7 @@ from client.trainer import model_arrays
 from dsm_core.classes import describe_class
 from dsm_core.config import Config, DataConfig, ModelConfig, PrivacyConfig, TextConfig, TrainConfig
 from dsm_core.model import build_model
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 from strategies import messages
 from strategies.leaving import Private, leaving
 

@@ -41,7 +41,7 @@ from dsm_core.config import (
     TumorsConfig,
 )
 from dsm_core.model import build_model
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 from strategies import messages
 from strategies.audit import AuditLog
 

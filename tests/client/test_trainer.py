@@ -12,7 +12,7 @@ from dsm_core.config import ModelConfig, TextConfig, TrainConfig
 from dsm_core.data import PatchBatch
 from dsm_core.model import build_model
 from dsm_core.objectives import OrgansObjective, trained_parts
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 from strategies.averaging import MOMENT_KINDS
 
 SMALL = ModelConfig(widths=(8, 8, 16, 16), mamba_blocks=(0, 0, 1, 1), decoder_width=16, query_width=16, mask_width=8)

@@ -13,7 +13,7 @@ from dsm_core.checkpoint import CheckpointError, load_checkpoint, save_checkpoin
 from dsm_core.classes import describe_class
 from dsm_core.config import Config, ModelConfig, TextConfig
 from dsm_core.model import build_model
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 
 SMALL = ModelConfig(
     name="small",

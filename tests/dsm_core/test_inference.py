@@ -26,7 +26,8 @@ from dsm_core.model import (
     build_model,
 )
 from dsm_core.model.prompt import PROMPT_CHANNELS, SPREADS
-from dsm_core.text_space import TextSpaceError, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpaceError
 from dsm_core.volume_answers import predict_volume
 
 DATA = DataConfig(spacing_mm=(4.0, 4.0, 4.0), intensity_hu=(-100.0, 100.0), patch=(16, 16, 16))

@@ -11,7 +11,8 @@ import torch
 from dsm_core.classes import ATLAS
 from dsm_core.config import TextConfig
 from dsm_core.phrase_cache import cache_folder, keep_phrases, with_cached_phrases
-from dsm_core.text_space import TextSpace, TextSpaceError, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace, TextSpaceError
 
 
 @pytest.fixture(scope="module")

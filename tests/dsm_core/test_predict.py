@@ -18,7 +18,7 @@ from dsm_core.inference import Prediction
 from dsm_core.model import build_model
 from dsm_core.predict import main
 from dsm_core.prediction_files import write_prediction
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 
 REAL_SCAN = Path(__file__).parents[3] / "shared" / "data" / "totalsegmentator" / "example_ct.nii.gz"
 NAMES = ("liver", "spleen", "liver tumor")

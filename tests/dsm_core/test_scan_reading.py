@@ -7,7 +7,7 @@ from dsm_core.classes import describe_class
 from dsm_core.config import DataConfig, ModelConfig, TextConfig
 from dsm_core.model import DSM, QuerySet, build_model
 from dsm_core.scan_reading import padded, read_organs
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 
 SMALL = ModelConfig(widths=(8, 16, 16, 32), mamba_blocks=(0, 0, 1, 1), decoder_width=16, query_width=16, mask_width=8)
 TEXT = build_text_space([describe_class(name) for name in ("kidney", "liver", "spleen")], TextConfig())

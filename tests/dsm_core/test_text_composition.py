@@ -11,8 +11,9 @@ import torch
 from dsm_core.classes import ClassKind, describe_class
 from dsm_core.config import TextConfig
 from dsm_core.text_bank import Bank, read_bank
+from dsm_core.text_building import build_text_space, centre_bank
 from dsm_core.text_composition import Composition, with_composition
-from dsm_core.text_space import TextSpace, TextSpaceError, build_text_space, centre_bank
+from dsm_core.text_space import TextSpace, TextSpaceError
 
 REAL_BANK = Path(__file__).parents[3] / "shared" / "data" / "text_space" / "clip_vit_b32_dsm45.safetensors"
 NAMES = ("right kidney", "left kidney", "liver", "spleen", "pancreas", "liver tumor", "spleen tumor", "liver cyst")

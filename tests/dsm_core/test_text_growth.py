@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from dsm_core.classes import describe_class
 from dsm_core.config import TextConfig
+from dsm_core.text_building import build_text_space
 from dsm_core.text_growth import grow_text_space
-from dsm_core.text_space import TextSpace, TextSpaceError, build_text_space
+from dsm_core.text_space import TextSpace, TextSpaceError
 
 
 def classes(*names):

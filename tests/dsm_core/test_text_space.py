@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from dsm_core.classes import ATLAS, describe_class
 from dsm_core.config import TextConfig
 from dsm_core.text_bank import SavedEmbeddings, read_bank
+from dsm_core.text_building import build_text_space
 from dsm_core.text_growth import grow_text_space
-from dsm_core.text_space import TextSpace, TextSpaceError, build_text_space
+from dsm_core.text_space import TextSpace, TextSpaceError
 
 REAL_BANK = Path(__file__).parents[3] / "shared" / "data" / "text_space" / "clip_vit_b32_dsm45.safetensors"
 
@@ -85,7 +86,7 @@ def test_spellings_and_synonyms_give_the_bank_row(atlas_space, phrase):
 def test_hashed_words_are_equal_in_another_process(atlas_space):
     code = (
         "from dsm_core.classes import ATLAS; from dsm_core.config import TextConfig;"
-        "from dsm_core.text_space import build_text_space;"
+        "from dsm_core.text_building import build_text_space;"
         "print(build_text_space(ATLAS.values(), TextConfig()).hash)"
     )
     root = Path(__file__).parents[2]

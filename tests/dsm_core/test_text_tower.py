@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from dsm_core.classes import ATLAS, describe_class
 from dsm_core.config import ConfigError, TextConfig
-from dsm_core.text_space import TextSpace, TextSpaceError, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace, TextSpaceError
 
 open_clip = pytest.importorskip("open_clip")
 

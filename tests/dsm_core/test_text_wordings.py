@@ -7,7 +7,7 @@ from dsm_core.classes import ATLAS, describe_class
 from dsm_core.config import TextConfig
 from dsm_core.hashed_words import HashedWords
 from dsm_core.text_appearance import appearance_of
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 from dsm_core.text_wordings import Recipe, encode_classes, wordings
 
 

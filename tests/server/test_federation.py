@@ -9,7 +9,8 @@ from dsm_core.config import ModelConfig, ServerConfig, TextConfig
 from dsm_core.data import ClassContract, LabelContract
 from dsm_core.model import DSM, build_model
 from dsm_core.stages import MOVING, STAGES
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace
 from server.federation import first_arrays
 from server.members import EVIDENCE
 from strategies.averaging import MOMENT

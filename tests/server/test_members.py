@@ -6,7 +6,7 @@ import pytest
 from dsm_core.classes import ClassKind, describe_class
 from dsm_core.config import ServerConfig, TextConfig
 from dsm_core.data import ClassContract, LabelContract
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 from server.members import EVIDENCE, Members, TurnedAway, let_in
 from strategies.query_fedavg import QueryFedAvg
 

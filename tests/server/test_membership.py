@@ -11,7 +11,8 @@ from dsm_core.classes import ClassKind, describe_class
 from dsm_core.config import Config, PriorConfig, ServerConfig, TextConfig, TumorsConfig
 from dsm_core.data import ClassContract, LabelContract
 from dsm_core.stages import MOVING
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace
 from server.members import EVIDENCE, Members
 from server.membership import Membership
 from server.rounds import run_rounds

@@ -11,7 +11,7 @@ from dsm_core.checkpoint import save_checkpoint
 from dsm_core.classes import describe_class
 from dsm_core.config import Config, ConfigError, ModelConfig, TextConfig
 from dsm_core.model import build_model
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 from server.start import read_start, take_over
 
 SMALL = ModelConfig(widths=(8, 8, 8, 8), mamba_blocks=(0, 0, 0, 1), decoder_width=8, query_width=8, mask_width=8)

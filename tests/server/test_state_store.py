@@ -11,7 +11,7 @@ import pytest
 from dsm_core.classes import ClassKind, describe_class
 from dsm_core.config import Config, ServerConfig, TextConfig
 from dsm_core.data import ClassContract, LabelContract
-from dsm_core.text_space import build_text_space
+from dsm_core.text_building import build_text_space
 from server.state_file import SavedState, StateError
 from server.state_store import StateStore
 from strategies.query_fedavg import ServerState

@@ -17,7 +17,8 @@ from dsm_core.classes import ATLAS, ClassKind
 from dsm_core.config import TextConfig
 from dsm_core.data import ClassContract, LabelContract
 from dsm_core.hashed_words import HashedWords
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace
 from server.contract_book import ContractBook
 from server.serving import ServiceError, serve
 from strategies import consortium

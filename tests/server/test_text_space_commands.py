@@ -13,7 +13,8 @@ from dsm_core.classes import ATLAS, ClassKind, describe_class
 from dsm_core.config import TextConfig
 from dsm_core.data import ClassContract, LabelContract
 from dsm_core.text_bank import read_bank
-from dsm_core.text_space import TextSpaceError, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpaceError
 from server import cli
 
 REAL_BANK = Path(__file__).parents[3] / "shared" / "data" / "text_space" / "clip_vit_b32_dsm45.safetensors"

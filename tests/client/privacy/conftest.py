@@ -16,7 +16,8 @@ from dsm_core.data import Case, Datalist
 from dsm_core.losses import organ_loss, tumor_loss
 from dsm_core.model import DSM, QueryDropout, build_model, draw_corruption
 from dsm_core.objectives import FrozenMaps, PriorObjective, TumorsObjective, freeze_others, noise_patches, trained_parts
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace
 
 NAMES = ("kidney", "liver", "liver tumor", "spleen")
 ORGANS, LESIONS = ("kidney", "liver", "spleen"), ("liver tumor",)

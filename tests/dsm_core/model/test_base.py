@@ -11,7 +11,8 @@ import torch
 from dsm_core.classes import describe_class
 from dsm_core.config import ConfigError, TextConfig, compose_config
 from dsm_core.model import DSM, QuerySet, build_model, scan_native
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace
 
 BASE = compose_config(["model=base"]).model
 SMALL = replace(BASE, widths=(8, 16, 16, 32), decoder_width=16, query_width=16, mask_width=8, prior_widths=(8, 16, 16))

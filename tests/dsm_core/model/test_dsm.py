@@ -8,7 +8,8 @@ from dsm_core.config import ModelConfig, TextConfig
 from dsm_core.model import DSM, build_model
 from dsm_core.model.layers import depth_to_space, space_to_depth
 from dsm_core.model.queries import host_weights
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace
 
 NAMES = ("kidney", "liver", "liver tumor", "spleen")
 SMALL = ModelConfig(widths=(8, 16, 16, 32), mamba_blocks=(0, 0, 1, 1), decoder_width=16, query_width=16, mask_width=8)

@@ -12,7 +12,8 @@ from dsm_core.config import Config, DataConfig, ModelConfig, TextConfig, TrainCo
 from dsm_core.data import Case, Datalist, Volume
 from dsm_core.model import build_model
 from dsm_core.objectives import FrozenMaps
-from dsm_core.text_space import TextSpace, build_text_space
+from dsm_core.text_building import build_text_space
+from dsm_core.text_space import TextSpace
 
 NAMES = ("kidney", "kidney tumor", "liver", "liver tumor")
 CONFIG = Config(
