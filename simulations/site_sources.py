@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from client.training import open_datalist
 from dsm_core.config import Config, ConfigError
 from dsm_core.data import Datalist, DatalistError, check_folder, read_datalist, site_folders
 from simulations.matrix import held_out_datalists
@@ -44,10 +45,12 @@ def find_sites(config: Config) -> Sites:
     """The sites of a run: the user's folders, or generated ones (kept and found again by their recipe).
 
     Raises:
-        ConfigError: `sites_dir` or `eval_dir` is no folder, or holds no site.
+        ConfigError: `sites_dir` or `eval_dir` is no folder, or holds no site; a site has too few patients for a step
+            of private training.
         DatalistError: a site's folder has faults; those of all sites at once.
     """
     if config.sites_dir is None:
+        refuse_large_batches(config)
         root = Path(config.out) / "sites" / f"seed{config.seed}-sites{config.sites}-{_recipe_hash(config)}"
         with tqdm(desc="generating sites", unit="case", leave=False) as bar:
 
@@ -65,6 +68,7 @@ def find_sites(config: Config) -> Sites:
     held_out = held_out_datalists(config, folders, eval_dir)
     inspect_sites(folders | {f"eval of {site}": held.root for site, held in held_out.items() if eval_dir})
     _refuse_training_cases(folders, held_out if eval_dir else {})
+    refuse_large_batches(config, folders)
     return Sites(folders, held_out, False)
 
 
@@ -87,6 +91,31 @@ def _refuse_training_cases(folders: Mapping[str, Path], held_out: Mapping[str, D
     scored = {case.image.resolve() for held in held_out.values() for case in held.cases}
     if shared := trained & scored:
         raise ConfigError(f"{len(shared)} scans of eval_dir are trained on too; give eval_dir cases that no site holds")
+
+
+def refuse_large_batches(config: Config, folders: Mapping[str, Path] | None = None) -> None:
+    """Under privacy a step draws `train.batch` patients on average, so every site must have as many.
+
+    Args:
+        folders: site -> folder; None: sites that are still to be generated.
+
+    Raises:
+        ConfigError: sites with fewer; all of them at once.
+    """
+    if config.privacy.mode == "none":
+        return
+    patients = {"a generated site": config.phantom.cases} if folders is None else _patients(folders, config)
+    if few := [f"{site} has {count}" for site, count in patients.items() if count < config.train.batch]:
+        remedy = "lower train.batch" if folders else "lower train.batch or raise phantom.cases"
+        raise ConfigError(
+            f"train.batch={config.train.batch} patients take part in a private step, and {', '.join(few)}; {remedy}"
+        )
+
+
+def _patients(folders: Mapping[str, Path], config: Config) -> dict[str, int]:
+    from client.privacy.patients import Patients  # Opacus takes seconds to import
+
+    return {site: len(Patients.of(open_datalist(folder, config), 0)) for site, folder in folders.items()}
 
 
 def _recipe_hash(config: Config) -> str:

@@ -96,7 +96,7 @@ class Plan:
     def has_lesions(self) -> bool:
         """Whether a run or its start learns lesions; where none does, their Dice says nothing."""
         trained = [*(point.words for point in self.points), *([self.public] if self.public else [])]
-        return self.checkpoint is not None or any(_composed(words).tumors.rounds for words in trained)
+        return self.checkpoint is not None or any(composed(words).tumors.rounds for words in trained)
 
 
 def plan_sweep(words: Sequence[str]) -> Plan:
@@ -161,7 +161,7 @@ def _combinations(words: Sequence[str], single: Sequence[str]) -> tuple[list[lis
 def _refuse_private_patients(public: Config, points: Sequence[Point]) -> None:
     """Public data are other patients: another seed where both are generated, another folder where neither is."""
     for point in points:
-        private = _composed(point.words)
+        private = composed(point.words)
         if public.sites_dir is None and private.sites_dir is None and public.seed == private.seed:
             raise SweepError(
                 f"public.seed={public.seed} generates the very patients of {point.name}; public data must be others, "
@@ -177,7 +177,7 @@ def _refuse_private_patients(public: Config, points: Sequence[Point]) -> None:
             )
 
 
-def _composed(words: Sequence[str]) -> Config:
+def composed(words: Sequence[str]) -> Config:
     """The configuration of a run; one of the start alone counts no rounds, which only a start allows."""
     return compose_config([word for word in words if word != "rounds=0"])
 
@@ -231,7 +231,7 @@ def _check(runs: Sequence[tuple[str, tuple[str, ...]]]) -> None:
     faults: dict[str, list[str]] = {}
     for name, words in runs:
         try:
-            _composed(words)
+            composed(words)
         except ConfigError as error:
             faults.setdefault(f"{error}", []).append(name)
     if faults:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = plan_sweep(words)
         _print_plan(plan)
         folder = Folder(Path(plan.out) / "sweeps" / (plan.name or time.strftime("%Y-%m-%d_%H-%M-%S")))
-        _check_ledgers([point for point in plan.points if not folder.is_finished(point.name)])
+        _check(plan, [point for point in plan.points if not folder.is_finished(point.name)])
         if plan.dry_run:
             print("dry run: nothing trained, nothing written")
             return 0
@@ -71,18 +71,21 @@ def _print_plan(plan: Plan) -> None:
     print(f"{len(plan.points)} runs", flush=True)
 
 
-def _check_ledgers(points: Sequence[Point]) -> None:
-    if not any(word.startswith("sites_dir=") for point in points for word in point.words):
-        return
+def _check(plan: Plan, points: Sequence[Point]) -> None:
+    """Refuse, before hours of training, what every run would refuse: sites' own ledgers, folders, too large steps."""
     from client.ledger import LedgerFault
     from dsm_core.data import DatalistError  # MONAI takes seconds to import
+    from simulations.sweep.data_check import check_data
     from simulations.sweep.own_ledgers import check_own_ledgers
 
     try:
         for line in check_own_ledgers(points):
             print(line, flush=True)
-    except (LedgerFault, DatalistError) as fault:
+        check_data([*(point.words for point in points), *([plan.public] if plan.public else [])])
+    except LedgerFault as fault:
         raise SweepError(f"{fault}") from fault
+    except DatalistError as error:
+        raise SweepError(f"{error}\n{error.details()}") from error
 
 
 def _begin(folder: Folder, plan: Plan, words: Sequence[str]) -> dict[str, Any]:
