@@ -26,13 +26,14 @@ def write_report(folder: Folder, about: dict[str, Any], rows: Sequence[Row], gro
         loader=FileSystemLoader(Path(__file__).parents[1] / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(interval=_interval, epsilon=_epsilon)
+    environment.filters.update(interval=_interval, epsilon=_epsilon, percent=_percent)
     audited = audited_bounds(folder)
     infos = {row.name: folder.run_info(row.name) for row in rows if row.status == DONE}
     text = environment.get_template("sweep.html.j2").render(
         about=about,
         rows=rows,
         groups=groups,
+        classes=sorted({name for group in groups for name in group.classes}),
         audited={bound.claimed: bound for bound in audited},
         chart=epsilon_chart(groups, audited),
         public=folder.run_info(PUBLIC_RUN),
@@ -54,3 +55,7 @@ def _interval(interval: Interval | None) -> str:
 
 def _epsilon(epsilon: float) -> str:
     return {ALONE: "start alone", OPEN: "not private"}.get(epsilon, f"{epsilon:g}")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:z.0f} %"

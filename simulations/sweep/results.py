@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from simulations.reading import ReportError, read_run
-from simulations.results import write_atomically
 from simulations.summary import Cell, mean_score
-from simulations.sweep.audited import audited_bounds
 from simulations.sweep.plan import ALONE, OPEN, Plan, Point
 from simulations.sweep.runs import Folder
 
@@ -32,6 +28,7 @@ class Row:
         spent: largest epsilon that a site's ledger in the run folder has; None without one.
         organs, lesions, dice: mean Dice over sites and over the classes that some site labels, by kind and of all;
             lesions only where some run learns them.
+        classes: mean Dice of each of these classes over sites.
         reason: why it failed.
     """
 
@@ -43,6 +40,7 @@ class Row:
     organs: float | None = None
     lesions: float | None = None
     dice: float | None = None
+    classes: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     reason: str = ""
 
@@ -74,6 +72,7 @@ class Group:
 
     Attributes:
         setting: values of the swept keys, without seed.
+        classes: mean Dice of each class that some site labels.
         share: mean Dice of organs (of all classes where there is no organ) against training without privacy.
         gained: what training adds to that Dice of the start alone, against what it adds without privacy.
     """
@@ -83,6 +82,7 @@ class Group:
     organs: Interval | None
     lesions: Interval | None
     dice: Interval | None
+    classes: Mapping[str, Interval]
     spent: float | None
     share: float | None
     gained: float | None
@@ -117,7 +117,7 @@ def _row(folder: Folder, point: Point, reason: str, has_lesions: bool) -> Row:
     return Row(
         point.name, point.epsilon, point.swept, DONE, _spent(folder.run(point.name)),
         _mean(run.cells, by_kind["organ"]), _mean(run.cells, by_kind["lesion"]) if has_lesions else None,
-        _mean(run.cells, scored),
+        _mean(run.cells, scored), _class_means(run.cells, [name for of in by_kind.values() for name in of], scored),
         sum((run.info.get("seconds") or {}).values()),
     )  # fmt: skip
 
@@ -127,6 +127,11 @@ def _mean(cells: Iterable[Cell], classes: Sequence[str] | None) -> float | None:
     found = [mean for status in SCORED if (mean := mean_score(cells, "federated", status, classes))]
     total = sum(mean.cells for mean in found)
     return sum(mean.value * mean.cells for mean in found) / total if total else None
+
+
+def _class_means(cells: Iterable[Cell], classes: Sequence[str], scored: Sequence[str] | None) -> dict[str, float]:
+    names = classes if scored is None else scored
+    return {name: mean for name in sorted(names) if (mean := _mean(cells, [name])) is not None}
 
 
 def _spent(run: Path) -> float | None:
@@ -156,6 +161,7 @@ def group_rows(rows: Sequence[Row]) -> list[Group]:
         found.append(
             Group(
                 epsilon, dict(setting), _interval(held, "organs"), _interval(held, "lesions"), _interval(held, "dice"),
+                _class_intervals(held),
                 max((row.spent for row in held if row.spent is not None), default=None),
                 score.mean / base.mean if score and base and base.mean > 0 else None,
                 _gained(score, start, base),
@@ -182,49 +188,11 @@ def _score(rows: Sequence[Row]) -> Interval | None:
     return _interval(rows, "organs") or _interval(rows, "dice")
 
 
+def _class_intervals(rows: Sequence[Row]) -> dict[str, Interval]:
+    names = sorted({name for row in rows for name in row.classes})
+    found = {name: Interval.of([row.classes[name] for row in rows if name in row.classes]) for name in names}
+    return {name: interval for name, interval in found.items() if interval}
+
+
 def _interval(rows: Sequence[Row], column: str) -> Interval | None:
     return Interval.of([value for row in rows if (value := getattr(row, column)) is not None])
-
-
-def write_table(folder: Folder, rows: Sequence[Row], groups: Sequence[Group]) -> None:
-    """Write `table.json`: every run and every mean; infinite epsilon as "inf"."""
-    content: dict[str, Any] = {
-        "runs": [asdict(row) for row in rows],
-        "settings": [asdict(group) for group in groups],
-        "audited": [asdict(bound) for bound in audited_bounds(folder)],
-    }
-    for part in ("runs", "settings"):
-        for entry in content[part]:
-            entry["epsilon"] = shown_epsilon(entry["epsilon"])
-    write_atomically(folder.table, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def shown_epsilon(epsilon: float) -> float | str:
-    """A number, or "inf"."""
-    return "inf" if epsilon == OPEN else epsilon
-
-
-def format_rows(groups: Sequence[Group], rows: Sequence[Row]) -> str:
-    """The table as text, and the runs that failed with their reasons."""
-    from simulations.benchmarks.table import format_table
-
-    text = format_table(
-        [
-            {
-                "setting": group.label or "-",
-                "epsilon": {ALONE: "start alone", OPEN: "not private"}.get(group.epsilon, f"{group.epsilon:g}"),
-                **{f"{kind} Dice": _shown(getattr(group, kind)) for kind in ("organs", "lesions", "dice")},
-                "of not private": "-" if group.share is None else f"{group.share:.0%}",
-                "of the gain": "-" if group.gained is None else f"{group.gained:.0%}",
-                "spent": group.spent,
-            }
-            for group in groups
-        ]
-    )
-    return text + "".join(f"FAILED {row.name}: {row.reason}\n" for row in rows if row.status == FAILED)
-
-
-def _shown(interval: Interval | None) -> str:
-    if interval is None:
-        return "-"
-    return f"{interval.mean:.3f}" + ("" if interval.half is None else f" +- {interval.half:.3f} ({interval.runs} runs)")

@@ -29,8 +29,9 @@ from simulations.provenance import portable_command, portable_word, source_commi
 from simulations.results import write_atomically
 from simulations.sweep.plan import Plan, Point, SweepError, plan_sweep
 from simulations.sweep.report import write_report
-from simulations.sweep.results import FAILED, format_rows, group_rows, read_rows, write_table
+from simulations.sweep.results import FAILED, group_rows, read_rows
 from simulations.sweep.runs import PUBLIC_RUN, Folder, do_run, only_one, path_word, time_left_s
+from simulations.sweep.table import format_rows, write_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

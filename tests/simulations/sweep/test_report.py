@@ -16,7 +16,7 @@ ABOUT = {"name": "mine", "command": "dsm-sweep quick", "commit": "abc1234", "fix
 
 
 def group(epsilon, mean, half=None, **setting):
-    return Group(epsilon, setting, Interval(mean, half, 3), None, None, None, None, None, 0)
+    return Group(epsilon, setting, Interval(mean, half, 3), None, None, {}, None, None, None, 0)
 
 
 def test_marks_lie_on_a_logarithmic_axis_with_their_intervals_and_audited_bounds():
@@ -49,6 +49,7 @@ def test_report_holds_every_run_and_every_reason(folder, finish, attack):
     attack((8.0, 1.25))
     rows = read_rows(folder, plan)
     text = write_report(folder, ABOUT, rows, group_rows(rows)).read_text()
+    assert "<th>liver</th>" in text
     for wanted in ("0.720", "90 %", "start alone", "not private", "site_a refused: &lt;budget&gt;", "1.25", "<circle"):
         assert wanted in text
     assert "phantoms, not patients" in text

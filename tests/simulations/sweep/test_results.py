@@ -12,7 +12,8 @@ from client.privacy import PatientAccountant
 from simulations.privacy_audit import AuditError
 from simulations.sweep.audited import AuditedBound, audited_bounds
 from simulations.sweep.plan import plan_sweep
-from simulations.sweep.results import Interval, format_rows, group_rows, read_rows, write_table
+from simulations.sweep.results import Interval, group_rows, read_rows
+from simulations.sweep.table import format_rows, write_table
 
 WORDS = ("privacy.epsilon=8,inf", "privacy.trained=adapters,queries", "seed=0,1", "prior.rounds=0")
 
@@ -55,6 +56,26 @@ def test_what_private_training_adds_is_held_against_what_open_training_adds(fold
     groups = {group.epsilon: group for group in group_rows(read_rows(folder, plan))}
     assert groups[8.0].gained == pytest.approx(0.25)
     assert (groups[0.0].gained, groups[math.inf].gained) == (0.0, 1.0)
+
+
+def test_nothing_gained_is_shown_without_a_sign(folder, finish):
+    plan = plan_sweep(["privacy.epsilon=0,8,inf", "public.seed=9", "public.rounds=3"])
+    for name, organ in (("epsilon_0", 0.4), ("epsilon_8", 0.399), ("epsilon_inf", 0.8)):
+        finish(name, cells(organ))
+    rows = read_rows(folder, plan)
+    text = format_rows(group_rows(rows), rows)
+    assert "-0%" not in text
+    assert text.count(" 0%") == 2
+
+
+def test_each_class_has_its_mean_over_sites_and_seeds_and_none_where_no_site_labels_it(folder, finish):
+    plan = plan_sweep(["privacy.epsilon=inf", "seed=0,1"])
+    finish("epsilon_inf-seed_0", cells(0.8))
+    finish("epsilon_inf-seed_1", cells(0.6))
+    (open_runs,) = group_rows(read_rows(folder, plan))
+    assert {name: pytest.approx(dice.mean) for name, dice in open_runs.classes.items()} == {
+        "liver": 0.75, "liver tumor": 0.1
+    }  # fmt: skip
 
 
 def test_lesions_that_no_run_learns_have_no_score(folder, finish):
