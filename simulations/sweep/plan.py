@@ -21,14 +21,14 @@ _FOLLOWS = {
 }
 
 # Stage organs alone. 64 patients a site; public data are other patients, scanned without contrast agent.
-# Half of the patients in every step, and few steps: noise shrinks with the patients of a step and grows with steps.
+# All patients in every step, and few steps: noise shrinks with the patients of a step and grows with steps.
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "full": (
         "privacy.epsilon=0,1,2,4,8,inf", "seed=0,1,2", "phantom.cases=64", "phantom.held_out=8",
         "data.spacing_mm=[8,8,8]", "data.patch=[32,32,32]", "model.widths=[8,16,24,32]", "model.mamba_blocks=[0,0,0,1]",
         "model.decoder_width=24", "model.query_width=32", "model.mask_width=16",
-        "rounds=20", "prior.rounds=0", "tumors.rounds=0", "train.local_steps=2", "train.batch=32",
-        "privacy.patches_per_patient=1", "privacy.trained=queries", "privacy.clip_norm=0.1", "privacy.lr_factor=10",
+        "rounds=20", "prior.rounds=0", "tumors.rounds=0", "train.local_steps=2", "train.batch=64",
+        "privacy.patches_per_patient=1", "privacy.trained=queries", "privacy.clip_norm=0.02", "privacy.lr_factor=10",
         "public.seed=1000", "public.phantom.cases=32", "public.phantom.held_out=1", "public.phantom.contrast=native",
         "public.rounds=60", "public.train.local_steps=5", "public.train.batch=4",
     ),
