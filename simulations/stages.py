@@ -73,7 +73,7 @@ def simulate(config: Config, command: Sequence[str], resume: Path | None = None)
             models["fedavg"] = _everywhere(other.model_of(state), sites)
     if config.compare != "none":
         with _timed(seconds, "baselines"):
-            models |= _baselines(config, datalists, federation, folder)
+            models |= baselines_beside(config, datalists, federation, folder)
     with _timed(seconds, "scoring"):
         _score(config, sites, datalists, federation, models, folder)
     folder.write_run_info(seconds=seconds, finished=True)
@@ -110,9 +110,10 @@ def plain_fedavg(config: Config) -> ServerConfig:
     )
 
 
-def _baselines(
+def baselines_beside(
     config: Config, datalists: Mapping[str, Datalist], federation: Federation, folder: RunFolder
 ) -> dict[str, dict[str, DSM]]:
+    """Models by method and site of what a federation is compared with; their rounds are shown and logged."""
     pooled = config.compare == "all"
     together = sum(rounds_at(config, datalist) for datalist in datalists.values())
     lock = threading.Lock()

@@ -8,7 +8,8 @@ import torch
 
 from dsm_core.config import Config
 from dsm_core.data import Case, Volume
-from simulations.benchmarks.sarcoma import Box, ellipsoid, main, off_centre_boxes, score, window
+from simulations.benchmarks.sarcoma import Box, main, off_centre_boxes, score
+from simulations.benchmarks.sarcoma_guesses import ellipsoid, window
 
 SIZE = (40, 40, 40)
 
