@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from client.privacy.faults import PrivacyError
 from client.privacy.noise import SecretStream
 from dsm_core.data import Datalist
 from dsm_core.objectives import SiteObjective
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Patients:
         """The patients behind the annotated cases: those of equal `patient`, else one a case.
 
         Raises:
-            PrivacyError: more patients are wanted in a step than there are.
+            PrivacyError: more patients are wanted in a step than there are; how many there are stays in the site's log.
         """
         held: dict[tuple[str, str], list[int]] = {}
         for index, case in enumerate(datalist.cases):
@@ -39,9 +42,8 @@ class Patients:
                 key = ("case", case.name) if case.patient is None else ("patient", case.patient)
                 held.setdefault(key, []).append(index)
         if expected > len(held):
-            raise PrivacyError(
-                f"train.batch={expected} patients a step, and site {datalist.site} has {len(held)}; lower train.batch"
-            )
+            log.error("train.batch=%d patients a step, and %s has %d", expected, datalist.site, len(held))
+            raise PrivacyError(f"train.batch={expected} patients a step, and this site has fewer; lower train.batch")
         return cls(tuple(map(tuple, held.values())), expected)
 
     def __len__(self) -> int:

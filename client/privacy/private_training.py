@@ -61,8 +61,8 @@ def plan_run(privacy: PrivacyConfig, patients: Patients, steps: int, ledger_delt
     delta = ledger_delta if privacy.delta is None else privacy.delta
     if delta >= 1 / len(patients):
         raise PrivacyError(
-            f"delta={delta:g} for {len(patients)} patients: revealing one of them whole would keep that promise; "
-            f"set privacy.delta well below {1 / len(patients):.2g}"
+            f"privacy.delta={delta:g} is not below 1 / patients of this site: to reveal one of them whole would keep "
+            f"that promise; set it well below"
         )
     accountant = PatientAccountant(privacy.accountant)
     noise = accountant.noise_for(privacy.epsilon, delta, patients.sampling_rate, steps)
@@ -116,7 +116,7 @@ def private_steps(
     draw, generator = np.random.default_rng(stream.seed()), torch.Generator().manual_seed(stream.seed() >> 65)
     trainer.model.train()
     total = GaussianSum(_used(trainer, objective, privacy.trained), privacy.clip_norm, noise_multiplier, stream)
-    at_once = max(1, _PATCHES_AT_ONCE // patches)
+    at_once = 1 if objective.shares_draws else max(1, _PATCHES_AT_ONCE // patches)
     with PatientGradients(trainer.model) as watched:
         for _ in range(count):
             chosen = patients.draw(stream)
@@ -160,7 +160,7 @@ def used_parameters(trainer: Trainer, batch: Any) -> list[nn.Parameter]:
     trainer.optimizer.zero_grad(set_to_none=True)
     if wrong:
         raise PrivacyError(
-            f"patients' gradients of {', '.join(wrong)} do not add up to the batch's; their layers are called past "
-            f"their forward, or patients meet in the model; call the layer itself, and no statistics over a batch"
+            f"patients' gradients of {', '.join(wrong)} do not add up to the batch's; their layers are called "
+            f"past their forward; call the layer itself"
         )
     return list(found)

@@ -48,10 +48,15 @@ class SiteObjective(Objective, Protocol):
 
     Attributes:
         datalist: the cases that `sample_case` counts.
+        shares_draws: the samples of one call of `losses` share what it draws. Under differential privacy a patient then
+            needs a call alone: in company, who else takes part would change the patient's own gradient.
     """
 
     @property
     def datalist(self) -> Datalist: ...
+
+    @property
+    def shares_draws(self) -> bool: ...
 
     def sample_case(self, index: int, draw: np.random.Generator, batch: int) -> Any:
         """Samples of one case."""

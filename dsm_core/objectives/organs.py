@@ -55,6 +55,7 @@ class OrgansObjective:
     patches: Patches
     config: TrainConfig
     trained: tuple[str, ...] = MOVING[ORGANS].prefixes
+    shares_draws: bool = False
     _query_sets: dict[tuple[str, ...], QuerySet] = field(default_factory=dict, init=False, repr=False)
 
     @property

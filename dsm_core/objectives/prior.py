@@ -44,6 +44,7 @@ class PriorObjective:
 
     trained: tuple[str, ...] = MOVING[PRIOR].prefixes
     rows: tuple[str, ...] = ()
+    shares_draws = False
 
     def __init__(self, maps: FrozenMaps, datalist: Datalist, config: TrainConfig) -> None:
         self.maps, self.datalist, self.config = maps, datalist, config

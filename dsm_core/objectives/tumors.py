@@ -58,6 +58,7 @@ class TumorsObjective:
     datalist: Datalist
     config: TrainConfig
     trained: tuple[str, ...] = MOVING[TUMORS].prefixes
+    shares_draws: bool = True  # which lesions are asked for, hidden and said in other words
     _query_sets: dict[tuple[str, ...], QuerySet] = field(default_factory=dict, init=False, repr=False)
     _places: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 

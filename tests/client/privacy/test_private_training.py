@@ -73,9 +73,12 @@ def test_scans_of_a_patient_are_one_unit_and_unlabelled_ones_none():
     assert patients.sampling_rate == 0.5
 
 
-def test_more_patients_a_step_than_there_are_is_refused():
-    with pytest.raises(PrivacyError, match=r"train\.batch=7 patients a step, and site mercy has 6; lower train.batch"):
+def test_more_patients_a_step_than_there_are_is_refused_and_their_number_stays_in_the_log(caplog):
+    with pytest.raises(
+        PrivacyError, match=r"train\.batch=7 patients a step, and this site has fewer; lower train.batch"
+    ):
         Patients.of(Cases().datalist, expected=7)
+    assert "mercy has 6" in caplog.text
 
 
 def test_every_patient_is_drawn_by_chance_of_its_own():
@@ -132,6 +135,18 @@ def test_step_equals_the_formula_written_out(trainer, monkeypatch):
     found = torch.cat([g.flatten() for g in steps[0]])
     flat = torch.cat([g.flatten() for g in wanted])
     assert (found - flat).norm() < 1e-4 * flat.norm()
+
+
+@pytest.mark.parametrize("shares_draws", [True, False])
+def test_draws_that_samples_share_are_shared_by_no_two_patients(trainer, monkeypatch, shares_draws):
+    """Else one patient more would move others to another pass, and so change their gradients as well."""
+    monkeypatch.setattr(Patients, "draw", lambda self, stream: np.arange(len(self)))
+    seen, sample = [], private.sample_patches
+    monkeypatch.setattr(private, "sample_patches", lambda *given: seen.append(list(given[1])) or sample(*given))
+    trainer.objective.shares_draws = shares_draws
+    patients = Patients.of(trainer.objective.datalist, expected=3)
+    private.private_steps(trainer, trainer.objective, patients, 1, 1.0, PRIVACY, SecretStream(KEY))
+    assert seen == ([[0], [1], [2], [3], [4], [5]] if shares_draws else [[0, 1, 2, 3], [4, 5]])
 
 
 def test_round_repeats_bit_for_bit_from_its_key_and_never_without(trainer, ledger):
@@ -192,7 +207,7 @@ def test_nothing_comes_out_when_the_charge_fails_at_the_end(trainer, ledger, mon
 
 
 def test_delta_that_would_allow_to_reveal_a_patient_is_refused(trainer, ledger):
-    with pytest.raises(PrivacyError, match=r"delta=0\.2 for 6 patients"):
+    with pytest.raises(PrivacyError, match=r"delta=0\.2 is not below 1 / patients of this site"):
         train(trainer, ledger, privacy=PrivacyConfig(mode="dp_sgd", delta=0.2))
 
 
