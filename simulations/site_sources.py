@@ -59,6 +59,7 @@ def find_sites(config: Config) -> Sites:
                 bar.update(done - bar.n)
 
             made = generate_sites(root, config.sites, config.phantom, config.seed, show)
+        refuse_large_batches(config, made.folders)
         return Sites(made.folders, held_out_datalists(config, made.folders, root / "eval"), True)
     root = _folder("sites_dir", config.sites_dir)
     folders = {path.name: path for path in site_folders(root)}

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dsm_core.config import ConfigError
 from simulations.benchmarks.table import Check
 from simulations.results import write_atomically
 
@@ -16,7 +17,7 @@ ANY, GAUSSIAN = "any mechanism", "gaussian"
 UPDATES, MODEL = "updates", "model"
 
 
-class AuditError(ValueError):
+class AuditError(ConfigError):
     """A folder that holds no audit that can be read."""
 
 

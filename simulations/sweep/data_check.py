@@ -23,7 +23,10 @@ def check_data(runs: Iterable[Sequence[str]]) -> None:
     for config in (with_held_out(composed(words)) for words in runs):
         if (key := _data_of(config)) not in seen:
             seen.add(key)
-            refuse_large_batches(config) if config.sites_dir is None else find_sites(config)
+            if config.sites_dir is None:
+                refuse_large_batches(config)
+            else:
+                find_sites(config)
 
 
 def _data_of(config: Config) -> tuple[object, ...]:

@@ -6,42 +6,56 @@ in its data folder is a real one: there each run over the same patients is charg
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from client.ledger import LEDGER_NAME, Charge, Ledger
 from client.training import open_datalist
-from dsm_core.config import Config, compose_config
+from dsm_core.config import Config
 from dsm_core.data import site_folders
 from dsm_core.stages import total_rounds
 from simulations.site_sources import with_held_out
-from simulations.sweep.plan import Point, SweepError
+from simulations.sweep.plan import ALONE, OPEN, Point, SweepError, composed
 
 
 def check_own_ledgers(points: Sequence[Point]) -> list[str]:
     """A line for each site with a ledger of its own, on what the private runs among these points will charge to it.
 
     Raises:
-        SweepError: they would pass a site's ceiling together.
+        SweepError: they would pass a site's ceiling together, or are not private where a site keeps a ledger.
         LedgerFault: a ledger cannot be read. PrivacyError: a run cannot be private at a site.
     """
-    configs = [with_held_out(compose_config(point.words)) for point in points if point.kind == "private"]
-    sites: dict[Path, list[Config]] = {}
-    for config in configs:
-        for folder in (
-            site_folders(Path(config.sites_dir)) if config.sites_dir and Path(config.sites_dir).is_dir() else ()
-        ):
-            if (folder / LEDGER_NAME).exists():
-                sites.setdefault(folder, []).append(config)
+    private: dict[Path, list[Config]] = {}
+    opened: dict[Path, list[str]] = {}
+    for point in points:
+        if point.epsilon == ALONE:
+            continue
+        config = with_held_out(composed(point.words))
+        for folder in _with_ledgers(config):
+            if point.epsilon == OPEN:
+                opened.setdefault(folder, []).append(point.name)
+            else:
+                private.setdefault(folder, []).append(config)
+    faults = [
+        f"{folder.name} keeps a ledger of its own, so it refuses {', '.join(names)}, which is not private"
+        for folder, names in opened.items()
+    ]
     lines: list[str] = []
-    faults: list[str] = []
-    for folder, of_site in sites.items():
-        is_within, line = _compose(folder, of_site)
+    for folder, configs in private.items():
+        is_within, line = _compose(folder, configs)
         (lines if is_within else faults).append(line)
     if faults:
-        advice = "ask for fewer private runs, or sweep over data for which no promise has to be kept"
-        raise SweepError("; ".join([*faults, advice]))
+        advice = "ask for fewer private runs and none without privacy, or sweep over copies of these folders for which "
+        raise SweepError("; ".join([*faults, f"{advice}no promise has to be kept"]))
     return lines
+
+
+def _with_ledgers(config: Config) -> list[Path]:
+    """The folders of a run whose sites keep a ledger there."""
+    if config.sites_dir is None or not Path(config.sites_dir).is_dir():
+        return []
+    return [folder for folder in site_folders(Path(config.sites_dir)) if os.path.lexists(folder / LEDGER_NAME)]
 
 
 def _compose(folder: Path, configs: Sequence[Config]) -> tuple[bool, str]:
@@ -65,4 +79,5 @@ def _charge(folder: Path, config: Config, delta: float) -> Charge:
 
     patients = Patients.of(open_datalist(folder, config), config.train.batch)
     steps = total_rounds(config) * config.train.local_steps
-    return plan_run(config.privacy, patients, steps, delta).charge(steps)
+    passages = 2 if config.compare == "all" else 1  # plain FedAvg trains beside the federation, as privately
+    return plan_run(config.privacy, patients, steps, delta).charge(passages * steps)

@@ -44,6 +44,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 _PRIVATE = ("sites_dir", "eval_dir", "data.held_out")  # where the private patients are; never taken over as public
 ROUNDS = ("rounds", "prior.rounds", "tumors.rounds")  # of the three stages
+_MARKS = "punctuation, or in more than six digits of epsilon"  # what the name of a run does not hold
 _EVERY_RUN = ("compare=none", "overlays=0")  # unless asked for otherwise
 
 
@@ -220,10 +221,14 @@ def _points(runs: Sequence[Sequence[str]], swept: set[str], has_start: bool) -> 
             of_run |= {"privacy.mode": "privacy.mode=dp_sgd", EPSILON: f"{EPSILON}={text}"}
         others = {key: of_run[key].partition("=")[2] for key in of_run if key in swept and key != EPSILON}
         if epsilon == ALONE:
-            others.pop("rounds", None)
+            others = {key: value for key, value in others.items() if key not in ROUNDS}
         parts = [f"epsilon_{epsilon:g}", *(f"{key.rpartition('.')[2]}_{value}" for key, value in others.items())]
         name = "-".join(re.sub(r"[^\w.+-]", "_", part) for part in parts)  # Hydra wants quotes around anything else
-        points.setdefault(name, Point(name, epsilon, others, tuple(of_run.values())))
+        point = Point(name, epsilon, others, tuple(of_run.values()))
+        if points.setdefault(name, point) != point:
+            raise SweepError(
+                f"two different runs would both be named {name}; choose values that differ in more than {_MARKS}"
+            )
     return tuple(sorted(points.values(), key=lambda point: list(point.swept.values())))
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
+from client.ledger_lines import LedgerFault, read_history
 from simulations.reading import ReportError, read_run
 from simulations.summary import Cell, mean_score
-from simulations.sweep.plan import ALONE, OPEN, Plan, Point
+from simulations.sweep.plan import ALONE, OPEN, ROUNDS, Plan, Point
 from simulations.sweep.runs import Folder
 
 SEED = "seed"
@@ -112,10 +113,14 @@ def _row(folder: Folder, point: Point, reason: str, has_lesions: bool) -> Row:
         run = read_run(folder.run(point.name))
     except ReportError as error:
         return Row(point.name, point.epsilon, point.swept, FAILED, reason=f"{error}")
+    try:
+        spent = _spent(folder.run(point.name))
+    except LedgerFault as fault:
+        return Row(point.name, point.epsilon, point.swept, FAILED, reason=f"a site's ledger of this run: {fault}")
     by_kind = {kind: [name for name, of in run.kinds.items() if of == kind] for kind in ("organ", "lesion")}
     scored = None if has_lesions else by_kind["organ"]
     return Row(
-        point.name, point.epsilon, point.swept, DONE, _spent(folder.run(point.name)),
+        point.name, point.epsilon, point.swept, DONE, spent,
         _mean(run.cells, by_kind["organ"]), _mean(run.cells, by_kind["lesion"]) if has_lesions else None,
         _mean(run.cells, scored), _class_means(run.cells, [name for of in by_kind.values() for name in of], scored),
         sum((run.info.get("seconds") or {}).values()),
@@ -138,7 +143,6 @@ def _spent(run: Path) -> float | None:
     ledgers = sorted((run / "ledgers" / "federated").glob("*.jsonl"))
     if not ledgers:
         return None
-    from client.ledger_lines import read_history
     from client.privacy import PatientAccountant  # Opacus takes seconds to import
 
     histories = [read_history(path.read_bytes()) for path in ledgers]
@@ -180,8 +184,11 @@ def _gained(score: Interval | None, start: Interval | None, base: Interval | Non
 def _beside(
     scores: Mapping[tuple[tuple[str, str], ...], Interval | None], setting: tuple[tuple[str, str], ...]
 ) -> Interval | None:
-    """The run of the same setting that is not private; privacy's own keys say nothing about it."""
-    return scores.get(tuple((key, value) for key, value in setting if not key.startswith("privacy.")))
+    """Those of the same setting: runs without privacy are told apart by no key of it, a start alone by no rounds."""
+    for left_out in ("privacy.",), ("privacy.", *ROUNDS):
+        if found := scores.get(tuple((key, value) for key, value in setting if not key.startswith(left_out))):
+            return found
+    return None
 
 
 def _score(rows: Sequence[Row]) -> Interval | None:

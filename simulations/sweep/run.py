@@ -27,6 +27,8 @@ from tqdm import tqdm
 from dsm_core.config import ConfigError
 from simulations.provenance import portable_command, portable_word, source_commit
 from simulations.results import write_atomically
+from simulations.run import FULL
+from simulations.sweep.audited import audited_bounds
 from simulations.sweep.plan import Plan, Point, SweepError, plan_sweep
 from simulations.sweep.report import write_report
 from simulations.sweep.results import FAILED, group_rows, read_rows
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_plan(plan)
         folder = Folder(Path(plan.out) / "sweeps" / (plan.name or time.strftime("%Y-%m-%d_%H-%M-%S")))
         _check(plan, [point for point in plan.points if not folder.is_finished(point.name)])
+        audited_bounds(folder)
         if plan.dry_run:
             print("dry run: nothing trained, nothing written")
             return 0
@@ -60,6 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"dsm-sweep: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(
+            f"dsm-sweep: {error.strerror}; make room on the disk of {folder.path}, then say the same again",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def _print_plan(plan: Plan) -> None:
@@ -97,9 +108,15 @@ def _begin(folder: Folder, plan: Plan, words: Sequence[str]) -> dict[str, Any]:
     """
     fixed = [portable_word(word) for word in plan.fixed]
     if folder.about.exists():
-        about = json.loads(folder.about.read_text(encoding="utf-8"))
+        try:
+            about = json.loads(folder.about.read_text(encoding="utf-8"))
+            earlier = set(about["fixed"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise SweepError(
+                f"{folder.about} cannot be read ({error}); put back its copy, or choose another name="
+            ) from error
         if about["fixed"] != fixed:
-            differing = sorted(set(about["fixed"]) ^ set(fixed))
+            differing = sorted(earlier ^ set(fixed))
             raise SweepError(
                 f"{folder.path} holds a sweep with other settings ({', '.join(differing)}); choose another name="
             )

@@ -42,8 +42,8 @@ def composed(site, *words):
 def test_private_runs_compose_with_each_other_and_with_what_was_spent_before(site):
     ledger = Ledger(site / LEDGER_NAME, "hope", PatientAccountant())
     ledger.create(epsilon=20.0, delta=0.01)
-    one = composed(site, "privacy.epsilon=4,inf")
-    two = composed(site, "privacy.epsilon=2,4,inf")
+    one = composed(site, "privacy.epsilon=4")
+    two = composed(site, "privacy.epsilon=2,4")
     assert 2 < one <= 4 < two < 6
     ledger.charge(Charge(0.5, 1.0, 5))
     assert composed(site, "privacy.epsilon=2,4") > two + 0.5
@@ -61,3 +61,15 @@ def test_sweep_above_a_ceiling_trains_nothing_and_a_damaged_ledger_is_named(site
     assert sweep.main(words) == 2
     assert LEDGER_NAME in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_run_without_privacy_is_refused_where_a_site_keeps_a_ledger(site):
+    Ledger(site / LEDGER_NAME, "hope", PatientAccountant()).create(epsilon=100.0, delta=0.01)
+    with pytest.raises(SweepError, match="hope keeps a ledger of its own, so it refuses epsilon_inf, which is not"):
+        check_own_ledgers(points(site, "privacy.epsilon=4,inf"))
+
+
+def test_plain_fedavg_beside_a_run_is_charged_too(site):
+    Ledger(site / LEDGER_NAME, "hope", PatientAccountant()).create(epsilon=100.0, delta=0.01)
+    once, twice = (composed(site, "privacy.epsilon=4", word) for word in ("compare=local", "compare=all"))
+    assert once <= 4 < twice

@@ -37,6 +37,12 @@ def test_without_privacy_its_settings_make_no_difference_and_no_further_run():
     assert len(plan.points) == 2 + 4
 
 
+@pytest.mark.parametrize("words", [("text.weights=a/b,a_b",), ("sites_dir=a/b,a_b",), ("privacy.epsilon=1,1.0000001",)])
+def test_two_runs_of_one_name_are_refused(words):
+    with pytest.raises(SweepError, match="two different runs would both be named"):
+        plan_sweep(words)
+
+
 def test_epsilon_zero_scores_the_public_start_alone():
     alone = plan_sweep(["privacy.epsilon=0,1", "rounds=5", *PUBLIC]).points[0]
     assert alone.kind == "start alone"

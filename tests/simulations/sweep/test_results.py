@@ -58,6 +58,16 @@ def test_what_private_training_adds_is_held_against_what_open_training_adds(fold
     assert (groups[0.0].gained, groups[math.inf].gained) == (0.0, 1.0)
 
 
+def test_gain_is_held_against_the_one_start_whatever_rounds_are_swept(folder, finish):
+    plan = plan_sweep(["privacy.epsilon=0,8,inf", "rounds=10,20", "public.seed=9", "public.rounds=3"])
+    finish("epsilon_0", cells(0.4))
+    for rounds, private in ((10, 0.5), (20, 0.6)):
+        finish(f"epsilon_8-rounds_{rounds}", cells(private))
+        finish(f"epsilon_inf-rounds_{rounds}", cells(0.8))
+    gained = {group.label: group.gained for group in group_rows(read_rows(folder, plan)) if group.epsilon == 8}
+    assert gained == {"rounds 10": pytest.approx(0.25), "rounds 20": pytest.approx(0.5)}
+
+
 def test_nothing_gained_is_shown_without_a_sign(folder, finish):
     plan = plan_sweep(["privacy.epsilon=0,8,inf", "public.seed=9", "public.rounds=3"])
     for name, organ in (("epsilon_0", 0.4), ("epsilon_8", 0.399), ("epsilon_inf", 0.8)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -114,6 +115,33 @@ def test_folder_of_another_sweep_and_one_in_use_are_refused(simulated, tmp_path,
     os.close(held)
     with only_one(folder):
         pass
+
+
+@pytest.mark.parametrize("damaged", ["audit.json", "sweep.json"])
+def test_damaged_file_of_a_sweep_is_named_and_nothing_is_run(simulated, tmp_path, capsys, damaged):
+    assert sweep.main([*WORDS, f"out={tmp_path}"]) == 0
+    (tmp_path / "sweeps/mine" / damaged).write_text("{}")
+    assert sweep.main([*WORDS, "privacy.epsilon=2", f"out={tmp_path}"]) == 2
+    assert f"{damaged} cannot be read" in capsys.readouterr().err
+    assert len(simulated) == 3
+
+
+def test_damaged_ledger_of_a_run_makes_it_a_failed_one(simulated, tmp_path, capsys):
+    assert sweep.main([*WORDS, f"out={tmp_path}"]) == 0
+    ledgers = tmp_path / "sweeps/mine/runs/epsilon_8/ledgers/federated"
+    ledgers.mkdir(parents=True)
+    (ledgers / "mercy.jsonl").write_text("nonsense")
+    assert sweep.main([*WORDS, f"out={tmp_path}"]) == 1
+    assert "FAILED epsilon_8: a site's ledger of this run: " in capsys.readouterr().out
+
+
+def test_full_disk_is_told_with_its_remedy(simulated, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sweep, "write_table", full)
+    assert sweep.main([*WORDS, f"out={tmp_path}"]) == 1
+    assert "No space left on device; make room on the disk of" in capsys.readouterr().err
 
 
 def test_dry_run_lists_the_runs_and_writes_nothing(simulated, tmp_path, capsys):
