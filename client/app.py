@@ -16,7 +16,7 @@ from client.memory import keep_moments, keep_text, kept_text, recall_moments
 from client.permission import allowed_metrics, check_order, check_privacy
 from client.trail import records_what_leaves
 from client.training import site_session, train_round, training_cases
-from client.whereabouts import ledger_file, site_name, site_settings
+from client.whereabouts import budget, site_name, site_settings
 from dsm_core.config import ConfigError
 from dsm_core.data import DatalistError, label_contract
 from dsm_core.text_space import TextSpaceError
@@ -92,7 +92,7 @@ def train(message: Message, context: Context) -> Message:
     session = site_session(settings.data, config, space, settings.device)
     session.begin(request.order.stage)
     recall_moments(context, session, request.order)
-    result = train_round(session, request.arrays, request.order, ledger_file(context))
+    result = train_round(session, request.arrays, request.order, budget(context))
     keep_moments(context, session, request.order)
     metrics = allowed_metrics(settings, result.metrics)
     return Message(messages.pack_trained(result.arrays, metrics, is_private), reply_to=message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from client.connection import tls_files
@@ -35,7 +36,7 @@ def read_setup(folder: Path, data: Path | None, timeout_s: float) -> tuple[SiteS
         settings = read_site_file(site.settings)
         own = Finding("site.yaml", State.OK, "can be read")
         data, device = data or settings.data, settings.device
-        ledger = _ledger(settings.data / LEDGER_NAME)
+        ledger = _ledger(settings.ledger, settings.data / LEDGER_NAME)
     except SiteFileError as error:
         own = Finding("site.yaml", State.FAULT, "; ".join(error.faults), f"correct {site.settings}")
     except DeploymentError as error:
@@ -71,10 +72,10 @@ def _told(finding: Finding) -> Probe:
     return Probe((finding.name,), lambda setup: [finding])
 
 
-def _ledger(path: Path) -> list[Finding]:
+def _ledger(named: Path | None, usual: Path) -> list[Finding]:
     """Is the privacy ledger whole? Nothing where the site keeps none."""
-    name = "privacy ledger"
-    if not path.exists():
+    name, path = "privacy ledger", named or usual
+    if named is None and not os.path.lexists(path):
         return []
     try:
         history = read_history(path.read_bytes())
@@ -82,7 +83,7 @@ def _ledger(path: Path) -> list[Finding]:
         found, _, remedy = f"{path}: {fault}".rpartition("; ")
         return [Finding(name, State.FAULT, found or remedy, f"{remedy}; until then nothing trained privately leaves")]
     except OSError as error:
-        return [Finding(name, State.FAULT, f"{path} cannot be read ({error.strerror})", "give this user access")]
+        return [Finding(name, State.FAULT, f"{path} cannot be read ({error.strerror})", "put it back, or let this user read it")]
     found = f"{len(history.charges)} charges, ceiling epsilon {history.epsilon:g}"
     if not history.warnings:
         return [Finding(name, State.OK, found)]

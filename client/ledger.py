@@ -48,6 +48,7 @@ class Ledger:
     Args:
         accountant: composes the charges; wanted for `check` and `charge` only.
         lock_timeout_s: how long to wait for another process.
+        ceiling: epsilon that the site's settings allow in all, where they say less than the ledger.
         clock: seconds since 1970. Times are for the reader: no budget comes back with time, so a clock that is set
             back does no harm and is written down.
     """
@@ -59,8 +60,9 @@ class Ledger:
         accountant: Accountant | None = None,
         lock_timeout_s: float = 30.0,
         clock: Callable[[], float] = time.time,
+        ceiling: float | None = None,
     ) -> None:
-        self.path, self.site, self.accountant = Path(path), site, accountant
+        self.path, self.site, self.accountant, self.ceiling = Path(path), site, accountant, ceiling
         self.lock_timeout_s, self._clock = lock_timeout_s, clock
 
     def create(self, epsilon: float, delta: float) -> None:
@@ -132,9 +134,10 @@ class Ledger:
 
     def _refuse_above_ceiling(self, history: History, charge: Charge) -> None:
         assert self.accountant is not None
-        if not self.accountant.is_within((*history.charges, charge), history.delta, history.epsilon):
+        ceiling = history.epsilon if self.ceiling is None else min(history.epsilon, self.ceiling)
+        if not self.accountant.is_within((*history.charges, charge), history.delta, ceiling):
             raise BudgetRefused(
-                f"{charge} on top of {len(history.charges)} charges would pass the ceiling epsilon={history.epsilon:g} "
+                f"{charge} on top of {len(history.charges)} charges would pass the ceiling epsilon={ceiling:g} "
                 f"at delta={history.delta:g}; `dsm-site ledger show` has them"
             )
 
@@ -164,11 +167,12 @@ class Ledger:
         return replace(history, entries=(*history.entries, entry), head=entry["hash"], size=size)
 
     def _read(self, file: int) -> History:
-        size = os.fstat(file).st_size
         try:
-            history = read_history(os.pread(file, size, 0))
+            history = read_history(os.pread(file, os.fstat(file).st_size, 0))
         except LedgerFault as fault:
             raise LedgerFault(f"{self.path}: {fault}") from None
+        except OSError as error:
+            raise LedgerFault(f"{self.path} cannot be read ({error.strerror}); name the ledger's file") from error
         if history.site != self.site:
             raise LedgerFault(
                 f"{self.path} is the ledger of site {history.site!r} and this is {self.site!r}; name this site's own"

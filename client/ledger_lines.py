@@ -42,7 +42,7 @@ class History:
     Attributes:
         epsilon, delta: the site's ceiling for its patients, over all runs.
         charges: every one, oldest first. entries: every line.
-        head: hash of the last line. warnings: clocks set back, and lines that a crash cut off.
+        head: hash of the last line. warnings: clocks set back, and lines that were cut off.
         size: bytes of the sound lines; what follows them is the unfinished line of a crash.
     """
 
@@ -81,7 +81,7 @@ def read_history(content: bytes) -> History:
         size += len(tail)
     if not entries:
         raise LedgerFault("it is empty; put back its copy, it is not made anew by itself")
-    return _told(entries, size)
+    return _told(entries, size, cut=len(content) - size)
 
 
 def _append(entries: list[dict[str, Any]], line: bytes) -> None:
@@ -112,7 +112,7 @@ def _holds_whole_object(tail: bytes) -> bool:
     return True
 
 
-def _told(entries: list[dict[str, Any]], size: int) -> History:
+def _told(entries: list[dict[str, Any]], size: int, cut: int) -> History:
     opened = entries[0]
     charges, warnings, epsilon = [], [], opened["epsilon"]
     for number, entry in enumerate(entries, start=1):
@@ -126,6 +126,11 @@ def _told(entries: list[dict[str, Any]], size: int) -> History:
             )
         if "clock_set_back_from" in entry:
             warnings.append(f"line {number}: the clock was set back, from {entry['clock_set_back_from']}")
+    if cut:
+        warnings.append(
+            f"line {len(entries) + 1}: {cut} bytes without an end, and so not counted: a crash cut them off before its "
+            f"update left, or the file was damaged since; compare the head with one noted elsewhere"
+        )
     head = entries[-1]["hash"]
     return History(
         opened["site"], epsilon, opened["delta"], tuple(charges), tuple(entries), head, tuple(warnings), size

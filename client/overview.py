@@ -49,7 +49,8 @@ class Overview:
     def to_dict(self) -> dict[str, Any]:
         settings = asdict(self.settings) if self.settings else None
         if settings is not None:
-            settings |= {"data": f"{settings['data']}", "leaves": sorted(settings["leaves"])}
+            settings |= {key: settings[key] and f"{settings[key]}" for key in ("data", "ledger")}
+            settings |= {"leaves": sorted(settings["leaves"])}
         return {**asdict(self), "settings": settings}
 
     def to_text(self) -> str:
@@ -64,6 +65,7 @@ class Overview:
                 ("device", self.settings.device),
                 ("may leave", ", ".join(allowed)),
                 ("epsilon", "not limited" if ceiling is None else f"at most {ceiling:g}, and never without"),
+                ("ledger", f"{self.settings.ledger or 'in the data folder, if there is one'}"),
                 ("code", "this site's own only" if self.settings.code == "installed" else "whatever is sent"),
             ]
             lines += ["", *table(rows)]

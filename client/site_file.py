@@ -46,8 +46,9 @@ class SiteSettings:
         device: on which it trains and makes prompts: cpu, cuda, cuda:N, or auto, which is CUDA where there is one.
         threads: of PyTorch, 0 = as many as cores.
         port: of the SuperNode on the loopback address.
-        epsilon_ceiling: a round that would spend more is refused, and so is any training without differential
-            privacy. None allows training without it.
+        epsilon_ceiling: a round that would spend more, all rounds so far included, is refused, and so is any training
+            without differential privacy. None leaves both to the ledger.
+        ledger: of what was spent; None: in the data folder, if there is one. Named and missing, it stops training.
         leaves: what may leave besides the label contract and the model's tensors, without which no site takes part.
         code: `installed` runs only an app whose every file is the one installed at this site; `any` runs what the
             coordinator sends.
@@ -58,6 +59,7 @@ class SiteSettings:
     threads: int = 0
     port: int = 9094
     epsilon_ceiling: float | None = None
+    ledger: Path | None = None
     leaves: frozenset[str] = frozenset(LEAVES)
     code: str = "installed"
 
@@ -85,6 +87,7 @@ def read_site_file(path: Path | str) -> SiteSettings:
         threads=_integer("threads", content.get("threads", 0), 0, 1024, faults),
         port=_integer("port", content.get("port", 9094), FIRST_PORT, LAST_PORT, faults),
         epsilon_ceiling=_ceiling(content.get("epsilon_ceiling"), faults),
+        ledger=_ledger(content.get("ledger"), path.parent, faults),
         leaves=_leaves(content.get("leaves", list(LEAVES)), faults),
         code=_choice("code", content.get("code", CODE[0]), CODE, faults),
     )
@@ -108,8 +111,12 @@ device: {DEVICE}
 threads: 0
 
 # The highest epsilon (differential privacy, per patient) that this site spends in all. A number refuses every order
-# to train without differential privacy; null allows it.
+# to train without differential privacy; null allows it, unless the site keeps a ledger.
 epsilon_ceiling: null
+
+# The ledger of what has been spent, as `dsm-site ledger create DATA --epsilon 8 --file LEDGER` makes it. null: the one
+# in the data folder, if there is one. A ledger that is named here and missing stops all training.
+ledger: null
 
 # What may leave besides the label contract (class names, case counts, spacing and intensity statistics) and the model's
 # tensors, without which no site takes part. Delete a line to forbid it.
@@ -151,6 +158,15 @@ def _ceiling(value: Any, faults: list[str]) -> float | None:
         faults.append(f"epsilon_ceiling: found {value!r}, wanted a number above 0, or null")
         return None
     return float(value)
+
+
+def _ledger(value: Any, base: Path, faults: list[str]) -> Path | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        faults.append(f"ledger: found {value!r}, wanted a file that `dsm-site ledger create` made, or null")
+        return None
+    return (base / Path(value).expanduser()).resolve()
 
 
 def _leaves(value: Any, faults: list[str]) -> frozenset[str]:

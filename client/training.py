@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.ledger import Ledger, LedgerFault
+from client.budget import Budget
+from client.ledger import LedgerFault
 from dsm_core.config import Config, config_hash
 from dsm_core.data import Datalist, read_datalist, split_held_out
 from dsm_core.stages import MOVING
@@ -131,13 +132,13 @@ def _open_session(
     return SiteSession(datalist, maps, config)
 
 
-def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder, ledger_file: Path) -> TrainResult:
+def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder, budget: Budget) -> TrainResult:
     """Train on from the global tensors for one round.
 
     Args:
         session: the site, which has begun the stage of the order. arrays: the global model's tensors.
         order: what the server asks.
-        ledger_file: where the site keeps its privacy ledger, if it keeps one.
+        budget: what the site may spend of its patients' privacy, if it keeps a ledger of that.
 
     Raises:
         LedgerFault: the site's ledger does not allow the round.
@@ -153,9 +154,11 @@ def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder, ledger_
     rate = learning_rate(order.lr, trainer.config.warmup, order.stage_round, order.stage_rounds)
     metrics: dict[str, Any] = {}
     if session.config.privacy.mode == "dp_sgd":
-        _train_privately(session, order, rate, ledger_file)
-    elif ledger_file.exists():
-        raise LedgerFault(f"{ledger_file} is this site's, so it trains privately only; the server asked for mode none")
+        _train_privately(session, order, rate, budget)
+    elif budget.wants_privacy:
+        raise LedgerFault(
+            f"{budget.ledger} is this site's, so it trains privately only; the server asked for mode none"
+        )
     else:
         seed = StepSeed(order.seed, session.datalist.site, order.round)
         losses = trainer.steps(order.local_steps, rate, seed)
@@ -168,10 +171,10 @@ def train_round(session: SiteSession, arrays: Arrays, order: TrainOrder, ledger_
     return TrainResult(trained | (trainer.moments() if order.share_moments else {}), metrics)
 
 
-def _train_privately(session: SiteSession, order: TrainOrder, rate: float, ledger_file: Path) -> None:
+def _train_privately(session: SiteSession, order: TrainOrder, rate: float, budget: Budget) -> None:
     from client.privacy import PatientAccountant, train_private_round  # Opacus takes seconds to import
 
-    ledger = Ledger(ledger_file, session.datalist.site, PatientAccountant())
+    ledger = budget.open(session.datalist.site, PatientAccountant())
     # In every stage alike: one sampling rate is what the noise of the whole run is found from.
     expected, privacy = session.config.train.batch, session.config.privacy
     train_private_round(session.trainer, session.objective, order, rate, expected, privacy, ledger)

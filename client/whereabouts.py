@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from client.budget import Budget
 from client.ledger import LEDGER_NAME
 from client.site_file import SiteFileError, SiteSettings, read_site_file
 from dsm_core.data import site_folders
@@ -60,7 +61,8 @@ def _data_folder(context: Context) -> Path:
     return folders[int(partition)]
 
 
-def ledger_file(context: Context) -> Path:
-    """The privacy ledger of the site that this node stands for; it need not exist."""
-    named = context.node_config.get(LEDGER_FILE)
-    return Path(str(named)) if named else site_settings(context).data / LEDGER_NAME
+def budget(context: Context) -> Budget:
+    """What the site that this node stands for may spend of its patients' privacy."""
+    settings = site_settings(context)
+    named = context.node_config.get(LEDGER_FILE) or settings.ledger
+    return Budget(Path(str(named)) if named else settings.data / LEDGER_NAME, bool(named), settings.epsilon_ceiling)

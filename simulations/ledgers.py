@@ -11,17 +11,19 @@ from dsm_core.config import PrivacyConfig
 
 
 def open_ledgers(folder: Path, sites: Mapping[str, Path], privacy: PrivacyConfig) -> list[Path]:
-    """The ledger of every site, in the order of `sites`; without privacy, where each site itself looks for one.
+    """The ledger of every site, in the order of `sites`; without privacy none, and each site looks for its own.
 
     A new ledger allows what the run asks for; one of an interrupted run goes on.
 
     Args:
         sites: site -> data folder.
     """
-    ledgers = []
+    ledgers: list[Path] = []
+    if privacy.mode == "none":
+        return ledgers
     for site, data in sites.items():
         path = data / LEDGER_NAME
-        if privacy.mode != "none" and not path.exists():
+        if not path.exists():
             path = folder / f"{site}.jsonl"
             if not path.exists():
                 folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from client.budget import Budget
 from client.ledger import Ledger
 from client.training import SiteSession, train_round
 from dsm_core.config import Config, PrivacyConfig
@@ -52,5 +53,5 @@ def _reply(privacy: PrivacyConfig, seed: int) -> tuple[Mapping[str, Any], Mappin
         ledger = Path(folder) / "ledger.jsonl"
         if privacy.mode != "none":
             Ledger(ledger, SITE).create(privacy.epsilon, privacy.delta or 0.0)
-        result = train_round(session, site.start, _SCHEDULE.order(1, seed), ledger)
+        result = train_round(session, site.start, _SCHEDULE.order(1, seed), Budget(ledger))
     return result.arrays, result.metrics

@@ -49,6 +49,31 @@ def test_charges_of_all_runs_add_up_and_one_above_the_ceiling_is_refused(ledger)
     assert [entry.get("note") for entry in history.entries] == [None, {"round": 1}, {"round": 1}, {"round": 2}]
 
 
+@pytest.mark.parametrize(("ceiling", "steps_left"), [(0.12, 7), (0.2, 15), (5.0, 15), (None, 15)])
+def test_ceiling_of_the_sites_settings_holds_for_all_runs_together_where_it_is_lower(ledger, ceiling, steps_left):
+    ledger.charge(CHARGE)
+    held = reopened(ledger, ceiling=ceiling)
+    held.check(Charge(0.1, 1.0, steps_left))
+    with pytest.raises(BudgetRefused, match=f"ceiling epsilon={min(0.2, ceiling or 1)}"):
+        held.charge(Charge(0.1, 1.0, steps_left + 1))
+
+
+def test_line_without_an_end_is_told_before_anything_is_written(ledger):
+    ledger.charge(CHARGE)
+    assert ledger.read().warnings == ()
+    ledger.path.write_bytes(ledger.path.read_bytes()[:-5])
+    history = ledger.read()
+    assert history.charges == ()
+    (warning,) = history.warnings
+    assert warning.startswith("line 2: ")
+    assert "not counted" in warning
+
+
+def test_folder_in_the_ledgers_place_is_named(tmp_path):
+    with pytest.raises(LedgerFault, match="cannot be read"):
+        Ledger(tmp_path, "mercy").read()
+
+
 def test_check_alone_spends_nothing(ledger):
     ledger.check(CHARGE)
     assert ledger.read().charges == ()

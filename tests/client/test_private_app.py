@@ -174,7 +174,7 @@ def test_spending_of_an_earlier_run_counts(ask, folder):
 def test_batch_larger_than_the_patients_is_named(ask):
     reply = WireMessage.FromString(ask(PRIVATE, batch=5))
     assert reply.error.code == messages.FAULT_CODE
-    assert "train.batch=5 patients a step, and site mercy has 4" in reply.error.reason
+    assert reply.error.reason.endswith("train.batch=5 patients a step, and this site has fewer; lower train.batch")
 
 
 def test_enrolment_and_text_receipt_hold_what_is_declared(ask):
