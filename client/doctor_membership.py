@@ -83,7 +83,11 @@ def _ledger(named: Path | None, usual: Path) -> list[Finding]:
         found, _, remedy = f"{path}: {fault}".rpartition("; ")
         return [Finding(name, State.FAULT, found or remedy, f"{remedy}; until then nothing trained privately leaves")]
     except OSError as error:
-        return [Finding(name, State.FAULT, f"{path} cannot be read ({error.strerror})", "put it back, or let this user read it")]
+        return [
+            Finding(
+                name, State.FAULT, f"{path} cannot be read ({error.strerror})", "put it back, or let this user read it"
+            )
+        ]
     found = f"{len(history.charges)} charges, ceiling epsilon {history.epsilon:g}"
     if not history.warnings:
         return [Finding(name, State.OK, found)]

@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("python -m simulations.benchmarks.sarcoma", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, few rounds")
+    parser.add_argument("--seeds", metavar="N", type=int, nargs="+", help="0 1 2 where nothing is said")
     parser.add_argument("--head-neck", metavar="DIR", type=Path, default=HEAD_NECK, help="folder of the other sites")
     parser.add_argument("--sarcoma", metavar="DIR", type=Path, default=SARCOMA_SITE, help="folder of the sarcoma site")
     options, overrides = parser.parse_known_args(words)
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             preset = QUICK if options.quick else FULL
             config = compose_config([*preset, "compare=all", f"sites_dir={linked}", *overrides])
             by_seed, encoder = [], ""
-            for seed in SEEDS[:1] if options.quick else SEEDS:
+            for seed in options.seeds or (SEEDS[:1] if options.quick else SEEDS):
                 found, encoder = run(replace(config, seed=seed), options.sarcoma.name)
                 by_seed += [{"seed": seed, **row} for row in found]
     except (ConfigError, DatalistError) as error:
