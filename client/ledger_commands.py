@@ -54,11 +54,17 @@ def create_ledger(path: Path, folder: Path, epsilon: float, delta: float | None 
         delta: absent, 1 / patients^2: below 1 / patients, at which revealing one patient whole would keep the promise.
 
     Raises:
-        LedgerFault: there is one already, or the numbers are no ceiling. DatalistError: the folder has faults.
+        LedgerFault: there is one already, or the numbers are no ceiling or no promise.
+        DatalistError: the folder has faults.
     """
     datalist = read_datalist(folder)
     patients = len({(case.patient is None, case.patient or case.name) for case in datalist.annotated_cases})
     delta = 1 / max(2, patients) ** 2 if delta is None else delta
+    if delta >= 1 / max(1, patients):
+        raise LedgerFault(
+            f"delta={delta:g} for {patients} patients: to reveal one of them whole would keep that promise; name one "
+            f"well below {1 / max(1, patients):.2g}, or none"
+        )
     Ledger(path, datalist.site).create(epsilon, delta)
     return delta, patients
 

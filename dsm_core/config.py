@@ -384,6 +384,8 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
         if isinstance(cause, ConfigError):
             raise cause from None
         raise ConfigError(f"{error}".strip().splitlines()[0] + "; `dsm-simulate --help` lists every key") from error
+    if config.privacy.mode == "none" and any(word.startswith("privacy.epsilon=") for word in overrides):
+        raise ConfigError("privacy.epsilon is given, and privacy.mode=none trains openly; add privacy.mode=dp_sgd")
     return config
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from client.ledger import LEDGER_NAME
 from client.training import open_datalist
 from dsm_core.config import Config, ConfigError
 from dsm_core.data import Datalist, DatalistError, check_folder, read_datalist, site_folders
@@ -46,7 +48,7 @@ def find_sites(config: Config) -> Sites:
 
     Raises:
         ConfigError: `sites_dir` or `eval_dir` is no folder, or holds no site; a site has too few patients for a step
-            of private training.
+            of private training, or one with a ledger that would train without privacy.
         DatalistError: a site's folder has faults; those of all sites at once.
     """
     if config.sites_dir is None:
@@ -69,6 +71,7 @@ def find_sites(config: Config) -> Sites:
     held_out = held_out_datalists(config, folders, eval_dir)
     inspect_sites(folders | {f"eval of {site}": held.root for site, held in held_out.items() if eval_dir})
     _refuse_training_cases(folders, held_out if eval_dir else {})
+    _refuse_open_training(config, folders)
     refuse_large_batches(config, folders)
     return Sites(folders, held_out, False)
 
@@ -92,6 +95,17 @@ def _refuse_training_cases(folders: Mapping[str, Path], held_out: Mapping[str, D
     scored = {case.image.resolve() for held in held_out.values() for case in held.cases}
     if shared := trained & scored:
         raise ConfigError(f"{len(shared)} scans of eval_dir are trained on too; give eval_dir cases that no site holds")
+
+
+def _refuse_open_training(config: Config, folders: Mapping[str, Path]) -> None:
+    """A site with a ledger in its folder trains privately or not at all, and what compares with it does not."""
+    held = [site for site, folder in folders.items() if os.path.lexists(folder / LEDGER_NAME)]
+    if held and (config.privacy.mode == "none" or config.compare != "none"):
+        raise ConfigError(
+            f"{', '.join(held)}: a privacy ledger lies in the folder, so the site trains privately only; found "
+            f"privacy.mode={config.privacy.mode} and compare={config.compare}, wanted dp_sgd and none; or give a copy "
+            f"of the folder without it"
+        )
 
 
 def refuse_large_batches(config: Config, folders: Mapping[str, Path] | None = None) -> None:

@@ -215,6 +215,12 @@ def _print_plan(config: Config, sites: Sites, datalists: Mapping[str, Datalist])
         f"optimiser steps a method; compare={config.compare}; {torch.get_num_threads()} threads; "
         f"scan backend {scan_backend('cpu', config.model.scan_backend)}"
     )
+    if config.privacy.mode != "none":
+        tqdm.write(
+            f"private: epsilon {config.privacy.epsilon:g} for every patient of a site over the whole run, about "
+            f"{config.train.batch} patients a step; trained: {config.privacy.trained}. A ledger of each site: "
+            f"ledgers/federated in the run's folder, or the site's own. What is compared with it trains openly"
+        )
 
 
 @contextmanager

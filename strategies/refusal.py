@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from strategies.averaging import CLASS_ROWS, Arrays
+from strategies.averaging import CLASS_ROWS, MOMENT, MOMENT_KINDS, Arrays
+
+# With betas .9 and .99 AdamW keeps |m| <= 2.4 sqrt(v) (Cauchy-Schwarz), and so do averages over sites. How large they
+# are says nothing: moments have the scale of gradients, which under differential privacy are mostly noise.
+_LARGEST_RATIO, _TINY = 10.0, 1e-10
 
 
 class UpdateRefused(ValueError):
@@ -21,10 +25,11 @@ def validate_update(site: str, arrays: Arrays, reference: Arrays, max_norm: floa
     Args:
         arrays: what the site sent.
         reference: the global tensors that it started from.
-        max_norm: largest L2 norm of the whole update that is believed.
+        max_norm: largest L2 norm of the change of all parameters that is believed.
 
     Raises:
-        UpdateRefused: missing or unknown tensors, a wrong shape or dtype, NaN or Inf, or a norm above `max_norm`.
+        UpdateRefused: missing or unknown tensors, a wrong shape or dtype, NaN or Inf, a norm above `max_norm`, or
+            moments that would make a step of any length.
     """
     missing, unknown = sorted(reference.keys() - arrays.keys()), sorted(arrays.keys() - reference.keys())
     if missing or unknown:
@@ -40,9 +45,15 @@ def validate_update(site: str, arrays: Arrays, reference: Arrays, max_norm: floa
         part = float(np.vdot(change, change))
         if not np.isfinite(part) and (broken := np.count_nonzero(~np.isfinite(found))):
             raise UpdateRefused(site, f"{key} holds {broken} values that are NaN or Inf")
-        square += part
+        square += 0.0 if MOMENT in key else part
     if not square**0.5 <= max_norm:
         raise UpdateRefused(site, f"norm {square**0.5:.3g} of the update is above server.max_update_norm={max_norm:g}")
+    first, second = (f"{MOMENT}{kind}" for kind in MOMENT_KINDS)
+    for key in reference:
+        if key.endswith(first):
+            mean, square_mean = arrays[key], arrays[key.removesuffix(first) + second]
+            if not (square_mean >= 0).all() or (np.abs(mean) > _LARGEST_RATIO * np.sqrt(square_mean) + _TINY).any():
+                raise UpdateRefused(site, f"{key} and its {second} are moments that no AdamW makes")
 
 
 def validate_reference(arrays: Arrays, class_count: int) -> None:

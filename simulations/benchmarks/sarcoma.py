@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("python -m simulations.benchmarks.sarcoma", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, few rounds")
-    parser.add_argument("--seeds", metavar="N", type=int, nargs="+", help="0 1 2 where nothing is said")
+    parser.add_argument("--seeds", metavar="N,N", type=_numbers, help="0,1,2 where nothing is said")
     parser.add_argument("--head-neck", metavar="DIR", type=Path, default=HEAD_NECK, help="folder of the other sites")
     parser.add_argument("--sarcoma", metavar="DIR", type=Path, default=SARCOMA_SITE, help="folder of the sarcoma site")
     options, overrides = parser.parse_known_args(words)
@@ -184,6 +184,10 @@ def asking(model: DSM, text: TextSpace, config: Config) -> Method:
         return probability, probability >= 0.5
 
     return ask
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def _volumes(datalist: Datalist, config: Config) -> Iterator[tuple[Volume, Tensor]]:

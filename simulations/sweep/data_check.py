@@ -32,4 +32,4 @@ def check_data(runs: Iterable[Sequence[str]]) -> None:
 def _data_of(config: Config) -> tuple[object, ...]:
     is_private = config.privacy.mode != "none"
     patients = (config.phantom.cases, config.train.batch) if is_private else ()
-    return config.sites_dir, config.eval_dir, config.data.held_out, *patients
+    return is_private, config.compare, config.sites_dir, config.eval_dir, config.data.held_out, *patients

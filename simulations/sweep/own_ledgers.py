@@ -79,5 +79,4 @@ def _charge(folder: Path, config: Config, delta: float) -> Charge:
 
     patients = Patients.of(open_datalist(folder, config), config.train.batch)
     steps = total_rounds(config) * config.train.local_steps
-    passages = 2 if config.compare == "all" else 1  # plain FedAvg trains beside the federation, as privately
-    return plan_run(config.privacy, patients, steps, delta).charge(passages * steps)
+    return plan_run(config.privacy, patients, steps, delta).charge(steps)

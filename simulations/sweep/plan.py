@@ -12,6 +12,7 @@ from dsm_core.config import Config, ConfigError, compose_config
 
 EPSILON = "privacy.epsilon"
 PUBLIC = "public."  # words of the run that trains on public data first
+CHECKPOINT = f"{PUBLIC}checkpoint="  # names one instead, also in the place of a preset's
 ALONE, OPEN = 0.0, math.inf  # epsilon of the start alone, and of training without privacy
 _OWN = ("name", "out", "dry_run")  # of the sweep as a whole
 _FOLLOWS = {
@@ -120,7 +121,7 @@ def plan_sweep(words: Sequence[str]) -> Plan:
         raise SweepError(f"{PUBLIC}checkpoint names a start and {', '.join(public)} would train one; leave one of them")
     fixed = {key: word for key, word in kept.items() if key not in swept and key != EPSILON}
     points = _points(runs, swept, has_start=bool(public or checkpoint))
-    public_words = {key: word for key, word in fixed.items() if key not in _PRIVATE}
+    public_words = {k: word for k, word in fixed.items() if k not in _PRIVATE and not k.startswith("privacy.")}
     public_words |= {key.removeprefix(PUBLIC): word.removeprefix(PUBLIC) for key, word in public.items()}
     _check([*((p.name, p.words) for p in points), *([("public", tuple(public_words.values()))] if public else [])])
     if public:
@@ -189,7 +190,10 @@ def _with_preset(words: Sequence[str]) -> list[str]:
         raise SweepError(f"{', '.join(unknown)}: neither KEY=VALUE nor a preset; presets are {', '.join(PRESETS)}")
     if len(presets) > 1:
         raise SweepError(f"one preset is wanted, found {' and '.join(presets)}")
-    return [*(PRESETS[presets[0]] if presets else ()), *(word for word in words if "=" in word)]
+    own = [word for word in words if "=" in word]
+    names_start = any(word.startswith(CHECKPOINT) for word in own)
+    preset = PRESETS[presets[0]] if presets else ()
+    return [*(word for word in preset if not (names_start and word.startswith(PUBLIC))), *own]
 
 
 def _last_of_each(words: Sequence[str]) -> dict[str, str]:

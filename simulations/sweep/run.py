@@ -29,7 +29,7 @@ from simulations.provenance import portable_command, portable_word, source_commi
 from simulations.results import write_atomically
 from simulations.run import FULL
 from simulations.sweep.audited import audited_bounds
-from simulations.sweep.plan import Plan, Point, SweepError, plan_sweep
+from simulations.sweep.plan import CHECKPOINT, Plan, Point, SweepError, plan_sweep
 from simulations.sweep.report import write_report
 from simulations.sweep.results import FAILED, group_rows, read_rows
 from simulations.sweep.runs import PUBLIC_RUN, Folder, do_run, only_one, path_word, time_left_s
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = plan_sweep(words)
         _print_plan(plan)
         folder = Folder(Path(plan.out) / "sweeps" / (plan.name or time.strftime("%Y-%m-%d_%H-%M-%S")))
+        _refuse_other_settings(folder, plan)
         _check(plan, [point for point in plan.points if not folder.is_finished(point.name)])
         audited_bounds(folder)
         if plan.dry_run:
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"dsm-sweep: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("dsm-sweep: stopped; the same command again goes on with what is missing", file=sys.stderr)
+        return 130
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -93,6 +97,8 @@ def _check(plan: Plan, points: Sequence[Point]) -> None:
     try:
         for line in check_own_ledgers(points):
             print(line, flush=True)
+        if plan.checkpoint and not (Path(plan.checkpoint) / "model.json").is_file():
+            raise SweepError(f"{CHECKPOINT}{plan.checkpoint} holds no model.json; name a folder of a run's checkpoints")
         check_data([*(point.words for point in points), *([plan.public] if plan.public else [])])
     except LedgerFault as fault:
         raise SweepError(f"{fault}") from fault
@@ -100,29 +106,39 @@ def _check(plan: Plan, points: Sequence[Point]) -> None:
         raise SweepError(f"{error}\n{error.details()}") from error
 
 
-def _begin(folder: Folder, plan: Plan, words: Sequence[str]) -> dict[str, Any]:
-    """Write `sweep.json`, or go on with a sweep of the same fixed words.
+def _refuse_other_settings(folder: Folder, plan: Plan) -> dict[str, Any] | None:
+    """What `sweep.json` holds; None where there is none.
 
     Raises:
-        SweepError: the folder holds a sweep with other fixed words, or something else.
+        SweepError: the folder holds a sweep with other fixed words, or the file is damaged.
     """
-    fixed = [portable_word(word) for word in plan.fixed]
-    if folder.about.exists():
-        try:
-            about = json.loads(folder.about.read_text(encoding="utf-8"))
-            earlier = set(about["fixed"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise SweepError(
-                f"{folder.about} cannot be read ({error}); put back its copy, or choose another name="
-            ) from error
-        if about["fixed"] != fixed:
-            differing = sorted(earlier ^ set(fixed))
-            raise SweepError(
-                f"{folder.path} holds a sweep with other settings ({', '.join(differing)}); choose another name="
-            )
+    if not folder.about.exists():
+        return None
+    try:
+        about = json.loads(folder.about.read_text(encoding="utf-8"))
+        there, asked = set(about["fixed"]), set(_fixed(plan))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SweepError(
+            f"{folder.about} cannot be read ({error}); put back its copy, or choose another name="
+        ) from error
+    if there != asked:
+        raise SweepError(
+            f"{folder.path} holds a sweep with other settings: there {', '.join(sorted(there - asked)) or 'fewer'}; "
+            f"asked for {', '.join(sorted(asked - there)) or 'fewer'}; choose another name="
+        )
+    return about
+
+
+def _fixed(plan: Plan) -> list[str]:
+    return [portable_word(word) for word in plan.fixed]
+
+
+def _begin(folder: Folder, plan: Plan, words: Sequence[str]) -> dict[str, Any]:
+    """Write `sweep.json`, or go on with a sweep of the same fixed words."""
+    if about := _refuse_other_settings(folder, plan):
         return about
     about = {"name": folder.path.name, "command": portable_command(["dsm-sweep", *words]), "commit": source_commit()[0]}
-    about["fixed"] = fixed
+    about["fixed"] = _fixed(plan)
     write_atomically(folder.about, json.dumps(about, indent=1) + "\n")
     return about
 

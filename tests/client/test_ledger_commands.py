@@ -37,6 +37,13 @@ def spent(folder, capsys):
     return ledger
 
 
+@pytest.mark.parametrize("delta", ["0.1", "0.5"])
+def test_ledger_whose_delta_promises_nothing_is_not_made(folder, capsys, delta):
+    assert main(["ledger", "create", str(folder), "--epsilon", "8", "--delta", delta]) != 0
+    assert "for 10 patients: to reveal one of them whole would keep that promise" in capsys.readouterr().err
+    assert not (folder / LEDGER_NAME).exists()
+
+
 def test_show_tells_what_was_spent_and_for_what(folder, spent, capsys):
     assert main(["ledger", "show", str(folder)]) == 0
     text = capsys.readouterr().out

@@ -84,3 +84,9 @@ def test_private_training_of_queries_leaves_the_prior_out():
     with pytest.raises(ConfigError, match=r"set prior\.rounds=0 as well"):
         compose_config(private)
     assert compose_config([*private, "prior.rounds=0"]).prior.rounds == 0
+
+
+def test_epsilon_that_would_be_ignored_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trains openly; add privacy.mode=dp_sgd"):
+        compose_config(["privacy.epsilon=2"])
+    assert compose_config(["privacy.mode=dp_sgd", "privacy.epsilon=2"]).privacy.epsilon == 2

@@ -13,6 +13,7 @@ from dsm_core.stages import MOVING
 from server.rounds import run_rounds
 from simulations.grid import run_in_process
 from strategies import messages
+from strategies.averaging import MOMENT_KINDS
 from strategies.query_fedavg import QueryFedAvg
 
 CLASSES = ("kidney", "liver")
@@ -44,7 +45,8 @@ def rounds_with(
         if isinstance(change, str):
             return messages.error_reply(messages.FAULT_CODE, change, message)
         moving = MOVING[request.order.stage].part(request.arrays)
-        arrays = {name: array + np.float32(change) for name, array in moving.items()}
+        square = MOMENT_KINDS[1]  # a mean of squares, which no site sends negative
+        arrays = {n: array + np.float32(change) ** (2 if n.endswith(square) else 1) for n, array in moving.items()}
         return Message(messages.pack_trained(arrays, {"loss": 1.0, "num-cases": 2}), reply_to=message)
 
     @app.query("text")

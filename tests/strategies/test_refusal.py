@@ -44,3 +44,35 @@ def test_only_floating_tensors_are_averaged():
 def test_class_rows_follow_the_classes():
     with pytest.raises(ValueError, match=r"class_rows.bias wants 3 rows, one a class; found shape \[2, 1\]"):
         validate_reference({"class_rows.bias": np.zeros((2, 1), np.float32)}, 3)
+
+
+def moments(first, second):
+    """An update of `a` with AdamW's moments, and what it started from."""
+    started = {
+        "a": np.ones(2, np.float32),
+        "a@exp_avg": np.zeros(2, np.float32),
+        "a@exp_avg_sq": np.zeros(2, np.float32),
+    }
+    sent = {**started, "a@exp_avg": np.array(first, np.float32), "a@exp_avg_sq": np.array(second, np.float32)}
+    return sent, started
+
+
+def test_moments_may_be_as_large_as_gradients_are():
+    """Under differential privacy a gradient is mostly noise, and its norm grows with the number of parameters."""
+    validate_update("north", *moments([1e4, -1e3], [1e8, 1e6]), max_norm=100)
+
+
+@pytest.mark.parametrize(("first", "second"), [([1e4, 0], [1e2, 0]), ([1, 0], [-1, 0]), ([1, 0], [0, 0])])
+def test_moments_that_would_make_a_step_of_any_length_are_refused(first, second):
+    with pytest.raises(UpdateRefused, match="a@exp_avg and its @exp_avg_sq are moments that no AdamW makes"):
+        validate_update("north", *moments(first, second), max_norm=100)
+
+
+def test_moments_that_adamw_makes_of_the_worst_gradients_pass():
+    """The ratio is largest after gradients that grow; averaged over sites it grows no further."""
+    first, second = np.zeros(2), np.zeros(2)
+    for step in range(200):
+        gradient = np.array([1.0, (0.99 / 0.9) ** step])  # of all sequences the second has the largest ratio
+        first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient**2
+    assert 2.0 < (first / np.sqrt(second)).max() < 2.4
+    validate_update("north", *moments(first, second), max_norm=100)

@@ -19,6 +19,7 @@ PRIVATE = "privacy.mode=dp_sgd"
     [
         (("sites_dir=nowhere",), "sites_dir=nowhere is no folder"),
         (("public.sites_dir=nowhere", "privacy.epsilon=0,inf"), "sites_dir=nowhere is no folder"),
+        (("public.checkpoint=nowhere", "privacy.epsilon=0,inf"), "public.checkpoint=nowhere holds no model.json"),
         (("phantom.cases=8", "train.batch=9", "privacy.epsilon=8,inf"), "a generated site has 8; lower train.batch or"),
     ],
 )
@@ -58,7 +59,7 @@ def test_patients_are_counted_not_their_scans_and_all_small_sites_are_named(tmp_
             cases.append({**files, "patient": patient})
         content = {"labels": {"background": 0, "liver": 1}, "training": cases}
         (folder / "dataset.json").write_text(json.dumps(content))
-    config = compose_config([PRIVATE, "train.batch=3"])
+    config = compose_config([PRIVATE, "train.batch=3", "compare=none"])
     with pytest.raises(ConfigError, match=r"train.batch=3 patients .* hope has 2, grace has 1; lower train.batch$"):
         refuse_large_batches(config, folders)
     refuse_large_batches(compose_config([PRIVATE, "train.batch=1"]), folders)

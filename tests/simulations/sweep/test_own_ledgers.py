@@ -67,9 +67,3 @@ def test_run_without_privacy_is_refused_where_a_site_keeps_a_ledger(site):
     Ledger(site / LEDGER_NAME, "hope", PatientAccountant()).create(epsilon=100.0, delta=0.01)
     with pytest.raises(SweepError, match="hope keeps a ledger of its own, so it refuses epsilon_inf, which is not"):
         check_own_ledgers(points(site, "privacy.epsilon=4,inf"))
-
-
-def test_plain_fedavg_beside_a_run_is_charged_too(site):
-    Ledger(site / LEDGER_NAME, "hope", PatientAccountant()).create(epsilon=100.0, delta=0.01)
-    once, twice = (composed(site, "privacy.epsilon=4", word) for word in ("compare=local", "compare=all"))
-    assert once <= 4 < twice

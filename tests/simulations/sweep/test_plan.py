@@ -43,6 +43,17 @@ def test_two_runs_of_one_name_are_refused(words):
         plan_sweep(words)
 
 
+def test_checkpoint_takes_the_place_of_the_presets_public_run():
+    plan = plan_sweep(["quick", "public.checkpoint=mine"])
+    assert (plan.checkpoint, plan.public) == ("mine", ())
+    with pytest.raises(SweepError, match=r"names a start and public\.rounds would train one"):
+        plan_sweep(["quick", "public.checkpoint=mine", "public.rounds=3"])
+
+
+def test_run_on_public_data_takes_over_no_word_of_privacy():
+    assert not [word for word in plan_sweep(["full"]).public if word.startswith("privacy.")]
+
+
 def test_epsilon_zero_scores_the_public_start_alone():
     alone = plan_sweep(["privacy.epsilon=0,1", "rounds=5", *PUBLIC]).points[0]
     assert alone.kind == "start alone"

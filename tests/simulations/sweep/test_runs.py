@@ -105,7 +105,10 @@ def test_nothing_is_swept_from_a_public_start_that_failed(simulated, tmp_path, c
 def test_folder_of_another_sweep_and_one_in_use_are_refused(simulated, tmp_path, capsys, folder):
     assert sweep.main([*WORDS, f"out={tmp_path}"]) == 0
     assert sweep.main([*WORDS, "rounds=3", f"out={tmp_path}"]) == 2
-    assert "another name=" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "there fewer; asked for rounds=3; choose another name=" in said
+    assert sweep.main([*WORDS, "rounds=3", f"out={tmp_path}", "dry_run=true"]) == 2
+    capsys.readouterr()
     with only_one(folder), pytest.raises(SweepError, match="is in use"), only_one(folder):
         pass
     with only_one(folder) as lock:
@@ -133,6 +136,15 @@ def test_damaged_ledger_of_a_run_makes_it_a_failed_one(simulated, tmp_path, caps
     (ledgers / "mercy.jsonl").write_text("nonsense")
     assert sweep.main([*WORDS, f"out={tmp_path}"]) == 1
     assert "FAILED epsilon_8: a site's ledger of this run: " in capsys.readouterr().out
+
+
+def test_stopped_by_hand_it_says_how_to_go_on(simulated, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "do_run", stop)
+    assert sweep.main([*WORDS, f"out={tmp_path}"]) == 130
+    assert "the same command again goes on" in capsys.readouterr().err
 
 
 def test_full_disk_is_told_with_its_remedy(simulated, tmp_path, capsys, monkeypatch):
