@@ -17,7 +17,8 @@ from typing import NoReturn
 def was_cut_off(error: BaseException | None) -> bool:
     """Whether an error is, or comes from, a TLS handshake that the other side did not finish."""
     while error is not None:
-        if isinstance(error, ssl.SSLEOFError):
+        # Which of the two it is depends on how far the handshake had come when the other side hung up.
+        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -1,6 +1,7 @@
 """A site's SuperNode: a handshake that is cut off is tried again, and no deaf process stays behind."""
 
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from client.services import CONNECTED
+from client.supernode import was_cut_off
 from strategies.deployment.certificates import key_openssh, new_key
 from strategies.deployment.flower import free_port
 
@@ -49,6 +51,21 @@ def supernode(authority, tmp_path):
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_cut"),
+    [
+        (ssl.SSLEOFError, True),
+        (ssl.SSLZeroReturnError, True),
+        (ssl.SSLCertVerificationError, False),
+        (ValueError, False),
+    ],
+)
+def test_a_cut_is_told_from_a_wrong_certificate_also_behind_another_error(kind, is_cut):
+    outer = ConnectionError("handshake")
+    outer.__cause__ = kind(1, "why")
+    assert was_cut_off(kind(1, "why")) == was_cut_off(outer) == is_cut
 
 
 def test_a_handshake_that_is_cut_off_is_tried_again(supernode, balancer):
