@@ -15,6 +15,7 @@ from client.ledger import LEDGER_NAME
 from client.training import open_datalist
 from dsm_core.config import Config, ConfigError
 from dsm_core.data import Datalist, DatalistError, check_folder, read_datalist, site_folders
+from dsm_core.stages import total_rounds
 from simulations.matrix import held_out_datalists
 from simulations.sites import generate_sites, phantom_recipe
 
@@ -100,7 +101,8 @@ def _refuse_training_cases(folders: Mapping[str, Path], held_out: Mapping[str, D
 def _refuse_open_training(config: Config, folders: Mapping[str, Path]) -> None:
     """A site with a ledger in its folder trains privately or not at all, and what compares with it does not."""
     held = [site for site, folder in folders.items() if os.path.lexists(folder / LEDGER_NAME)]
-    if held and (config.privacy.mode == "none" or config.compare != "none"):
+    trains_openly = config.compare != "none" or (config.privacy.mode == "none" and total_rounds(config) > 0)
+    if held and trains_openly:
         raise ConfigError(
             f"{', '.join(held)}: a privacy ledger lies in the folder, so the site trains privately only; found "
             f"privacy.mode={config.privacy.mode} and compare={config.compare}, wanted dp_sgd and none; or give a copy "

@@ -219,7 +219,8 @@ def _print_plan(config: Config, sites: Sites, datalists: Mapping[str, Datalist])
         tqdm.write(
             f"private: epsilon {config.privacy.epsilon:g} for every patient of a site over the whole run, about "
             f"{config.train.batch} patients a step; trained: {config.privacy.trained}. A ledger of each site: "
-            f"ledgers/federated in the run's folder, or the site's own. What is compared with it trains openly"
+            f"ledgers/federated in the run's folder, or the site's own"
+            + ("" if config.compare == "none" else "; local and pooled training beside it is not private")
         )
 
 

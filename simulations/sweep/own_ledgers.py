@@ -16,38 +16,30 @@ from dsm_core.config import Config
 from dsm_core.data import site_folders
 from dsm_core.stages import total_rounds
 from simulations.site_sources import with_held_out
-from simulations.sweep.plan import ALONE, OPEN, Point, SweepError, composed
+from simulations.sweep.plan import Point, SweepError, composed
 
 
 def check_own_ledgers(points: Sequence[Point]) -> list[str]:
     """A line for each site with a ledger of its own, on what the private runs among these points will charge to it.
 
     Raises:
-        SweepError: they would pass a site's ceiling together, or are not private where a site keeps a ledger.
+        SweepError: they would pass a site's ceiling together.
         LedgerFault: a ledger cannot be read. PrivacyError: a run cannot be private at a site.
     """
     private: dict[Path, list[Config]] = {}
-    opened: dict[Path, list[str]] = {}
     for point in points:
-        if point.epsilon == ALONE:
-            continue
-        config = with_held_out(composed(point.words))
-        for folder in _with_ledgers(config):
-            if point.epsilon == OPEN:
-                opened.setdefault(folder, []).append(point.name)
-            else:
+        if point.kind == "private":
+            config = with_held_out(composed(point.words))
+            for folder in _with_ledgers(config):
                 private.setdefault(folder, []).append(config)
-    faults = [
-        f"{folder.name} keeps a ledger of its own, so it refuses {', '.join(names)}, which is not private"
-        for folder, names in opened.items()
-    ]
+    faults: list[str] = []
     lines: list[str] = []
     for folder, configs in private.items():
         is_within, line = _compose(folder, configs)
         (lines if is_within else faults).append(line)
     if faults:
-        advice = "ask for fewer private runs and none without privacy, or sweep over copies of these folders for which "
-        raise SweepError("; ".join([*faults, f"{advice}no promise has to be kept"]))
+        advice = "ask for fewer private runs, or sweep over data for which no promise has to be kept"
+        raise SweepError("; ".join([*faults, advice]))
     return lines
 
 

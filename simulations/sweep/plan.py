@@ -45,7 +45,6 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 _PRIVATE = ("sites_dir", "eval_dir", "data.held_out")  # where the private patients are; never taken over as public
 ROUNDS = ("rounds", "prior.rounds", "tumors.rounds")  # of the three stages
-_MARKS = "punctuation, or in more than six digits of epsilon"  # what the name of a run does not hold
 _EVERY_RUN = ("compare=none", "overlays=0")  # unless asked for otherwise
 
 
@@ -231,7 +230,8 @@ def _points(runs: Sequence[Sequence[str]], swept: set[str], has_start: bool) -> 
         point = Point(name, epsilon, others, tuple(of_run.values()))
         if points.setdefault(name, point) != point:
             raise SweepError(
-                f"two different runs would both be named {name}; choose values that differ in more than {_MARKS}"
+                f"two different runs would both be named {name}; choose values that differ in more than punctuation, or "
+                f"in the first six digits of epsilon"
             )
     return tuple(sorted(points.values(), key=lambda point: list(point.swept.values())))
 

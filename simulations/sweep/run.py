@@ -29,7 +29,7 @@ from simulations.provenance import portable_command, portable_word, source_commi
 from simulations.results import write_atomically
 from simulations.run import FULL
 from simulations.sweep.audited import audited_bounds
-from simulations.sweep.plan import CHECKPOINT, Plan, Point, SweepError, plan_sweep
+from simulations.sweep.plan import ALONE, CHECKPOINT, Plan, Point, SweepError, plan_sweep
 from simulations.sweep.report import write_report
 from simulations.sweep.results import FAILED, group_rows, read_rows
 from simulations.sweep.runs import PUBLIC_RUN, Folder, do_run, only_one, path_word, time_left_s
@@ -99,7 +99,8 @@ def _check(plan: Plan, points: Sequence[Point]) -> None:
             print(line, flush=True)
         if plan.checkpoint and not (Path(plan.checkpoint) / "model.json").is_file():
             raise SweepError(f"{CHECKPOINT}{plan.checkpoint} holds no model.json; name a folder of a run's checkpoints")
-        check_data([*(point.words for point in points), *([plan.public] if plan.public else [])])
+        trained = [point.words for point in points if point.epsilon != ALONE]
+        check_data([*trained, *([plan.public] if plan.public else [])])
     except LedgerFault as fault:
         raise SweepError(f"{fault}") from fault
     except DatalistError as error:

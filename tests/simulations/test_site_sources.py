@@ -39,7 +39,9 @@ def test_open_training_at_a_site_with_a_ledger_is_refused(root, words):
         found(root, *words)
 
 
-def test_private_training_alone_is_allowed_and_sites_without_a_ledger_may_do_both(root):
-    assert list(found(root, *PRIVATE, "compare=none").folders) == ["hope", "mercy"]
+def test_private_training_or_none_is_allowed_and_sites_without_a_ledger_may_do_both(root):
+    scored_alone = ("start=public", "rounds=0", "prior.rounds=0", "tumors.rounds=0")
+    for words in PRIVATE, scored_alone:
+        assert list(found(root, *words, "compare=none").folders) == ["hope", "mercy"]
     (root / "mercy" / LEDGER_NAME).unlink()
     assert not found(root).is_generated

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from client.ledger import LEDGER_NAME, Ledger
 from dsm_core.config import ConfigError, compose_config
 from simulations.site_sources import refuse_large_batches
 from simulations.sweep import run as sweep
@@ -28,6 +31,22 @@ def test_sweep_that_no_run_could_end_trains_nothing_and_writes_nothing(words, sa
     assert sweep.main([*words, f"out={tmp_path / 'runs'}"]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_run_without_privacy_is_refused_where_a_site_keeps_a_ledger_and_the_start_alone_is_not(tmp_path, capsys):
+    site = tmp_path / "sites" / "hope"
+    for part in ("imagesTr", "labelsTr"):
+        (site / part).mkdir(parents=True)
+        for number in range(5):
+            volume = nib.Nifti1Image(np.full((4, 4, 4), part == "labelsTr", np.int16), np.eye(4))
+            nib.save(volume, site / part / f"p{number}.nii")
+    (site / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1}}))
+    Ledger(site / LEDGER_NAME, "hope").create(epsilon=9.0, delta=0.01)
+    words = [f"sites_dir={site.parent}", "public.seed=9", "train.batch=2", "rounds=1", "privacy.accountant=rdp"]
+    words += [f"out={tmp_path / 'runs'}", "dry_run=true"]
+    assert sweep.main([*words, "privacy.epsilon=0,8"]) == 0
+    assert sweep.main([*words, "privacy.epsilon=0,8,inf"]) == 2
+    assert "hope: a privacy ledger lies in the folder, so the site trains privately only" in capsys.readouterr().err
 
 
 def test_faults_of_a_site_are_named_file_by_file(tmp_path, capsys):

@@ -61,9 +61,3 @@ def test_sweep_above_a_ceiling_trains_nothing_and_a_damaged_ledger_is_named(site
     assert sweep.main(words) == 2
     assert LEDGER_NAME in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
-
-
-def test_run_without_privacy_is_refused_where_a_site_keeps_a_ledger(site):
-    Ledger(site / LEDGER_NAME, "hope", PatientAccountant()).create(epsilon=100.0, delta=0.01)
-    with pytest.raises(SweepError, match="hope keeps a ledger of its own, so it refuses epsilon_inf, which is not"):
-        check_own_ledgers(points(site, "privacy.epsilon=4,inf"))
