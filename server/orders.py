@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsm_core.config import Config, ConfigError, compose_config
+from dsm_core.config import Config, ConfigError
+from dsm_core.config_words import compose_config
 from server.consortium import Consortium
 from strategies.deployment.errors import DeploymentError
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from dsm_core.config import Config, ConfigError, compose_config, config_from_dict
+from dsm_core.config import Config, ConfigError, config_from_dict
+from dsm_core.config_words import compose_config
 from dsm_core.durable import replace_file
 from server.state_file import StateError
 

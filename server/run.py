@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from dsm_core.config import compose_config
+from dsm_core.config_words import compose_config
 from server.banks import BANKS, Banks
 from server.federation import open_federation
 from server.record import RunRecord, rewind_history

@@ -123,7 +123,8 @@ def _check_place(path: Path, may_replace: bool) -> None:
 
 
 def _text_config(keys: list[str]) -> TextConfig:
-    from dsm_core.config import ConfigError, compose_config
+    from dsm_core.config import ConfigError
+    from dsm_core.config_words import compose_config
     from strategies.deployment.errors import DeploymentError
 
     if odd := [key for key in keys if not key.startswith("text.")]:

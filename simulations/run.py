@@ -13,7 +13,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from dsm_core.config import Config, ConfigError, compose_config, describe_config
+from dsm_core.config import Config, ConfigError
+from dsm_core.config_words import compose_config, describe_config
 
 HELP = f"{__doc__}\nEvery key, with its default:\n"
 

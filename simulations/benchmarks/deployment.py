@@ -30,7 +30,8 @@ from torch import Tensor
 
 from client.app import app as client_app
 from dsm_core.checkpoint import Checkpoint, load_checkpoint
-from dsm_core.config import Config, ConfigError, compose_config
+from dsm_core.config import Config, ConfigError
+from dsm_core.config_words import compose_config
 from server.app import app as server_app
 from server.exchange import FederationError
 from server.run_config import OVERRIDES
@@ -54,7 +55,7 @@ from pathlib import Path
 import client.app, client.trainer, dsm_core.data, dsm_core.model
 from client.training import site_session
 from dsm_core.checkpoint import load_checkpoint
-from dsm_core.config import compose_config
+from dsm_core.config_words import compose_config
 text, config = load_checkpoint(Path(sys.argv[1])).text, compose_config(sys.argv[3:])
 started = time.monotonic()
 site_session(sys.argv[2], config, text)

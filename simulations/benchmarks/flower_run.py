@@ -27,7 +27,8 @@ from tqdm import tqdm
 from client.app import app as client_app
 from client.whereabouts import SITES_DIR
 from dsm_core.checkpoint import Checkpoint, load_checkpoint
-from dsm_core.config import Config, ConfigError, compose_config
+from dsm_core.config import Config, ConfigError
+from dsm_core.config_words import compose_config
 from dsm_core.data import DatalistError, site_folders
 from dsm_core.model import build_model
 from dsm_core.stages import total_rounds

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsm_core.config import Config, ConfigError, compose_config
+from dsm_core.config import Config, ConfigError
+from dsm_core.config_words import compose_config
 from dsm_core.data import Datalist, DatalistError, Volume, class_masks, load_volume
 from dsm_core.model import DSM
 from dsm_core.text_space import TextSpace

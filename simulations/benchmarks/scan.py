@@ -27,7 +27,8 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
-from dsm_core.config import ConfigError, compose_config
+from dsm_core.config import ConfigError
+from dsm_core.config_words import compose_config
 from dsm_core.model import native
 from simulations.benchmarks.limits import machine_limits
 from simulations.benchmarks.scan_methods import (

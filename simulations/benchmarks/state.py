@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from dsm_core.classes import ATLAS
-from dsm_core.config import Config, ConfigError, compose_config
+from dsm_core.config import Config, ConfigError
+from dsm_core.config_words import compose_config
 from dsm_core.model import build_model
 from dsm_core.stages import MOVING, ORGANS
 from dsm_core.text_building import build_text_space

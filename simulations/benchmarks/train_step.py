@@ -23,7 +23,8 @@ from datetime import date
 import torch
 from tqdm import tqdm
 
-from dsm_core.config import ConfigError, ModelConfig, compose_config
+from dsm_core.config import ConfigError, ModelConfig
+from dsm_core.config_words import compose_config
 from dsm_core.model.selective_scan import scan_backend
 from simulations.benchmarks.networks import PARTS, DsmStep, MonaiStep, segresnet, swin_unetr
 from simulations.benchmarks.step_variants import variant_rows

@@ -27,7 +27,8 @@ from typing import Any
 
 import torch
 
-from dsm_core.config import Config, ConfigError, compose_config
+from dsm_core.config import Config, ConfigError
+from dsm_core.config_words import compose_config
 from dsm_core.data.phantoms import PHANTOM_LESIONS
 from dsm_core.stages import ORGANS, PRIOR, TUMORS
 from dsm_core.text_space import TextSpaceError

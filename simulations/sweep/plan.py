@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsm_core.config import Config, ConfigError, compose_config
+from dsm_core.config import Config, ConfigError
+from dsm_core.config_words import compose_config
 
 EPSILON = "privacy.epsilon"
 PUBLIC = "public."  # words of the run that trains on public data first
@@ -230,8 +231,8 @@ def _points(runs: Sequence[Sequence[str]], swept: set[str], has_start: bool) -> 
         point = Point(name, epsilon, others, tuple(of_run.values()))
         if points.setdefault(name, point) != point:
             raise SweepError(
-                f"two different runs would both be named {name}; choose values that differ in more than punctuation, or "
-                f"in the first six digits of epsilon"
+                f"two different runs would both be named {name}; choose values that differ in more than punctuation, "
+                f"or in the first six digits of epsilon"
             )
     return tuple(sorted(points.values(), key=lambda point: list(point.swept.values())))
 

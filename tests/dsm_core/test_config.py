@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-from dsm_core.config import Config, ConfigError, compose_config, config_from_dict, config_hash, describe_config
+from dsm_core.config import Config, ConfigError, config_from_dict, config_hash
+from dsm_core.config_words import compose_config, describe_config
 
 
 def test_overrides_are_typed_and_choices_are_files() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from client.app import app
-from dsm_core.config import compose_config
+from dsm_core.config_words import compose_config
 from dsm_core.inference import Predictor
 from server.federation import open_federation
 from simulations.grid import run_in_process

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from client.ledger import LEDGER_NAME
-from dsm_core.config import ConfigError, compose_config
+from dsm_core.config import ConfigError
+from dsm_core.config_words import compose_config
 from simulations.site_sources import find_sites, with_held_out
 
 PRIVATE = ("privacy.mode=dp_sgd", "train.batch=2")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dsm_core.classes import describe_class
-from dsm_core.config import ConfigError, TextConfig, compose_config
+from dsm_core.config import ConfigError, TextConfig
+from dsm_core.config_words import compose_config
 from dsm_core.model import DSM, QuerySet, build_model, scan_native
 from dsm_core.text_building import build_text_space
 from dsm_core.text_space import TextSpace

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from client.ledger import LEDGER_NAME, Ledger
-from dsm_core.config import ConfigError, compose_config
+from dsm_core.config import ConfigError
+from dsm_core.config_words import compose_config
 from simulations.site_sources import refuse_large_batches
 from simulations.sweep import run as sweep
 from simulations.sweep.data_check import check_data

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dsm_core.config import compose_config
+from dsm_core.config_words import compose_config
 from simulations.sweep.plan import PRESETS, SweepError, plan_sweep
 
 PUBLIC = ("public.seed=9", "public.rounds=3")

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from dsm_core.config import compose_config
+from dsm_core.config_words import compose_config
 from simulations.sweep import run as sweep
 from simulations.sweep import runs
 from simulations.sweep.plan import SweepError, plan_sweep
