@@ -96,6 +96,7 @@ def test_a_site_slower_than_the_deadline_is_named_and_no_longer_waited_for(conso
     run = train("slow", *keys, "rounds=2", "server.quorum=0.6", f"server.round_timeout_s={DEADLINE_S:g}")
     processes = run.until_training(2)
     run.until(lambda: crawl(processes) or run.history()[1:], "the deadline of round 2")
+    send(signal.SIGCONT, processes)
     record = run.completes(2)[-1]
     assert record["sites"] == ["south", "west"]
     assert f"no answer within {DEADLINE_S:g} s, though it is connected: slower than" in record["failed"]["north"]
@@ -154,12 +155,16 @@ def test_updates_that_are_no_numbers_end_a_run_with_the_names_of_their_sites(con
 
 
 def crawl(processes):
-    """Let processes work for a moment in two seconds: too slow for a deadline, yet heard of often enough."""
-    for sent, pause_s in ((signal.SIGSTOP, 2.0), (signal.SIGCONT, 0.02)):
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.kill(process, sent)
+    """Let processes work for a moment in two seconds and leave them stopped: too slow, yet heard of often enough."""
+    for sent, pause_s in ((signal.SIGCONT, 0.02), (signal.SIGSTOP, 2.0)):
+        send(sent, processes)
         time.sleep(pause_s)
+
+
+def send(sent, processes):
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, sent)
 
 
 def wait_for(condition, log):
