@@ -132,7 +132,7 @@ class PriorConfig:
 class TumorsConfig:
     """The stage that trains the tumour queries, with organ model and prior frozen."""
 
-    rounds: int = 100  # 0 leaves the stage out
+    rounds: int = 200  # 0 leaves the stage out
     lr: float = 2e-3
 
     def __post_init__(self) -> None:

@@ -72,7 +72,7 @@ class TumorAnswer:
 
     Attributes:
         mask_logits: (B, L, 2X, 2Y, 2Z). presence_logits: (B, L). text_vectors: (B, L, E).
-        host: (B, L, 2X, 2Y, 2Z), dilated host organ of each lesion, 0 to 1.
+        host: (B, L, 2X, 2Y, 2Z), where each lesion may be, 0 to 1: see `lesion_reach`.
     """
 
     mask_logits: Tensor
@@ -118,10 +118,21 @@ class TumorQueries(nn.Module):
             queries = attention(queries, level, prompt.organ_queries, (where + odd).flatten(2))
         queries = self.norm(queries)
         logits = self.head(rows, self.path(prompt.channels, prompt.hidden))
-        dilated = F.interpolate(dilate(within, HOST_MARGIN), scale_factor=2, mode="nearest").clamp(max=1)
-        logits = logits + torch.log(dilated + _FLOOR)
+        others = torch.einsum("lo,boxyz->blxyz", 1 - host[:, :-1], prompt.organs)
+        reach = F.interpolate(lesion_reach(within, others), scale_factor=2, mode="nearest")
+        logits = logits + torch.log(reach + _FLOOR)
         presence = self.presence(queries)[..., 0] + self.spot_gain(rows.detach())[..., 0] * brightest_spot(logits)
-        return TumorAnswer(logits, presence, self.to_text(queries), dilated)
+        return TumorAnswer(logits, presence, self.to_text(queries), reach)
+
+
+def lesion_reach(within: Tensor, others: Tensor) -> Tensor:
+    """Where a lesion may be, 0 to 1: in its host, and close around it where no other organ is.
+
+    Args:
+        within: (B, L, X, Y, Z), probability of the host. others: (B, L, X, Y, Z), summed probability of other organs.
+    """
+    around = dilate(within, HOST_MARGIN) * (1 - others).clamp(min=0)
+    return torch.maximum(within, around).clamp(max=1)
 
 
 def brightest_spot(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ python -m simulations.benchmarks.zero_shot --bank FILE       saved CLIP embeddin
 Rows: `unseen` the class was labelled at no site; `labelled` it was, at all (upper bound); `no diffusion` unseen, and
 without the prior; `organ mean` the trivial deviation from the mean of each organ; `shuffled text` unseen, asked for by
 the name of another lesion; `wrong organ` unseen, asked for in an organ without tumours. Scored on the working grid.
-Training is pooled: as many steps as a federated run makes in all, without its averaging.
+Training is pooled, in all three stages, without the averaging of a federated run.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from simulations.sites import SitesError
 
 BANK = Path("../shared/data/text_space/clip_vit_b32_dsm45.safetensors")
 SEEDS = (0, 1, 2)
-FULL = Budget({ORGANS: 1400, PRIOR: 1600, TUMORS: 1200}, cases=24, held_out=8)
-QUICK = Budget({ORGANS: 400, PRIOR: 600, TUMORS: 600}, cases=10, held_out=4)
+FULL = Budget({ORGANS: 2000, PRIOR: 1600, TUMORS: 2400}, cases=24, held_out=8)
+QUICK = Budget({ORGANS: 700, PRIOR: 700, TUMORS: 1000}, cases=10, held_out=4)
 QUICK_CLASSES = ("spleen tumor", "liver tumor")
 LEAST_AUROC, LEAST_SHARE = 0.95, 0.6
 MEASURES = (

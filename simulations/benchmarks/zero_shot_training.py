@@ -1,7 +1,7 @@
 """What does a seed of the zero-shot protocol train? One organ model and one prior, then tumour queries again and again.
 
 Organ model and prior see no tumour annotation at all, so every leave-out may share them. Training is pooled, on the
-scans of all sites with each site's own labels; steps, batches, losses and optimiser are those of a federated run.
+scans of all sites with each site's own labels; batches, losses and optimiser are those of a federated run.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def test_configuration_survives_json_and_a_strange_key_is_named() -> None:
 
 def test_every_key_is_described() -> None:
     lines = describe_config(Config()).split()
-    assert {"rounds=60", "prior.rounds=100", "tumors.rounds=100", "server.quorum=0.5", "phantom.held_out=16"} <= set(
+    assert {"rounds=60", "prior.rounds=100", "tumors.rounds=200", "server.quorum=0.5", "phantom.held_out=16"} <= set(
         lines
     )
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dsm_core.model.lesions import LesionHead, LesionPath, TumorQueries, brightest_spot
+from dsm_core.model.lesions import LesionHead, LesionPath, TumorQueries, brightest_spot, lesion_reach
 from dsm_core.model.prompt import PROMPT_CHANNELS, VisualPrompt
 
 TEXT = torch.nn.functional.normalize(torch.randn(1, 2, 12, generator=torch.Generator().manual_seed(0)), dim=2)
@@ -34,6 +34,13 @@ def test_wrong_host_does_not_find_the_tumor(queries: TumorQueries) -> None:
     apart = found[:, 4:8].mean((1, 2, 3)) - found[:, 26:28].mean((1, 2, 3))
     assert apart[0] > 3
     assert apart[1] < -3
+
+
+def test_a_lesion_bulges_out_of_its_host_and_not_into_another_organ() -> None:
+    host, neighbour = torch.zeros(2, 1, 1, 12, 3, 3)
+    host[:, :, 4:7], neighbour[:, :, 8:] = 1, 0.75
+    host[:, :, 8] = 0.5  # both lay claim to it
+    assert lesion_reach(host, neighbour)[0, 0, :, 1, 1].tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 0.5, 0.125, 0.125, 0]
 
 
 def test_class_that_nobody_trained_has_the_shared_appearance(queries: TumorQueries) -> None:
