@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from client.ledger import LEDGER_NAME
 from client.ledger_commands import create_ledger
+from client.ledger_lines import read_history
 from dsm_core.config import PrivacyConfig
 
 
@@ -30,3 +32,24 @@ def open_ledgers(folder: Path, sites: Mapping[str, Path], privacy: PrivacyConfig
                 create_ledger(path, data, privacy.epsilon, privacy.delta)
         ledgers.append(path)
     return ledgers
+
+
+def read_budgets(ledgers: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """What the patients of each site have spent, by everything in its ledger: epsilon at delta, of which ceiling.
+
+    Raises:
+        LedgerFault: a damaged ledger.
+    """
+    from client.privacy import PatientAccountant  # Opacus takes seconds to import
+
+    found = {}
+    for site, path in ledgers.items():
+        history = read_history(path.read_bytes())
+        found[site] = {
+            "spent": PatientAccountant().epsilon(history.charges, history.delta),
+            "ceiling": history.epsilon,
+            "delta": history.delta,
+            "steps": sum(charge.steps for charge in history.charges),
+            "ledger": "the site's own, every run" if path.name == LEDGER_NAME else "of this run",
+        }
+    return found

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
-from client.ledger_lines import LedgerFault, read_history
+from client.ledger_lines import LedgerFault
+from simulations.ledgers import read_budgets
 from simulations.reading import ReportError, read_run
 from simulations.summary import Cell, mean_score
 from simulations.sweep.plan import ALONE, OPEN, ROUNDS, Plan, Point
@@ -140,13 +141,8 @@ def _class_means(cells: Iterable[Cell], classes: Sequence[str], scored: Sequence
 
 
 def _spent(run: Path) -> float | None:
-    ledgers = sorted((run / "ledgers" / "federated").glob("*.jsonl"))
-    if not ledgers:
-        return None
-    from client.privacy import PatientAccountant  # Opacus takes seconds to import
-
-    histories = [read_history(path.read_bytes()) for path in ledgers]
-    return max(PatientAccountant().epsilon(history.charges, history.delta) for history in histories)
+    ledgers = {path.stem: path for path in (run / "ledgers" / "federated").glob("*.jsonl")}
+    return max(budget["spent"] for budget in read_budgets(ledgers).values()) if ledgers else None
 
 
 def group_rows(rows: Sequence[Row]) -> list[Group]:

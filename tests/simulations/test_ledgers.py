@@ -7,8 +7,10 @@ import json
 import pytest
 
 from client.ledger import LEDGER_NAME, Ledger
+from client.ledger_lines import Charge
+from client.privacy import PatientAccountant
 from dsm_core.config import PrivacyConfig
-from simulations.ledgers import open_ledgers
+from simulations.ledgers import open_ledgers, read_budgets
 
 PRIVATE = PrivacyConfig(mode="dp_sgd", epsilon=3.0)
 
@@ -44,3 +46,15 @@ def test_ledger_of_the_site_itself_is_kept_to_and_an_interrupted_runs_goes_on(si
 def test_open_simulation_makes_none(sites, tmp_path):
     assert open_ledgers(tmp_path / "run", sites, PrivacyConfig()) == []
     assert not (tmp_path / "run").exists()
+
+
+def test_budgets_are_what_the_ledgers_say_and_whose_they_are(sites, tmp_path):
+    own = sites["hope"] / LEDGER_NAME
+    Ledger(own, "hope").create(epsilon=1.0, delta=0.1)
+    ledgers = dict(zip(sites, open_ledgers(tmp_path / "run", sites, PRIVATE), strict=True))
+    Ledger(ledgers["mercy"], "mercy", PatientAccountant()).charge(Charge(0.2, 2.0, 7))
+    budgets = read_budgets(ledgers)
+    spent = PatientAccountant().epsilon([Charge(0.2, 2.0, 7)], 1 / 25)
+    assert budgets["mercy"] == {"spent": spent, "ceiling": 3.0, "delta": 1 / 25, "steps": 7, "ledger": "of this run"}
+    assert budgets["hope"]["spent"] == 0
+    assert budgets["hope"]["ledger"] == "the site's own, every run"

@@ -246,3 +246,16 @@ def test_history_without_stages_is_drawn_as_one(tmp_path: Path) -> None:
     page = render(read_run(folder.path))
     assert "<h3>Training loss</h3>" in page
     assert "Losses compare" not in page
+
+
+def test_a_private_run_shows_what_each_site_has_spent_and_others_show_no_such_section(tmp_path: Path) -> None:
+    budget = {"spent": 2.5, "ceiling": 3.0, "delta": 0.001, "steps": 40, "ledger": "of this run"}
+    about = {"epsilon": 3.0, "clip_norm": 0.1, "trained": "queries", "compare": "none", "sites": {"north": budget}}
+    html = render(read_run(make_run(tmp_path / "private", privacy=about).path))
+    section = html[html.index('<section id="privacy">') : html.index('<section id="refusals">')]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", section)
+    assert cells == ["north", "2.500", "3", "0.001", "40", "of this run"]
+    assert "not private" not in section
+    beside = render(read_run(make_run(tmp_path / "beside", privacy={**about, "compare": "local"}).path))
+    assert "The methods beside the federated one are not private." in beside
+    assert 'id="privacy"' not in render(read_run(make_run(tmp_path / "open").path))
