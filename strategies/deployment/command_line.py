@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ class CommandGroup(Protocol):
 
 
 def run_command(program: str, description: str, groups: Iterable[CommandGroup], words: Sequence[str] | None) -> int:
-    """Exit code of one command line: 0 done, 1 refused or failed with the reason printed, 2 mistyped.
+    """Exit code of one command line: 0 done, 1 refused or failed with the reason printed, 2 mistyped; 141 cut off.
 
     Args:
         words: the command line without its program; `sys.argv` when None.
@@ -37,7 +39,12 @@ def run_command(program: str, description: str, groups: Iterable[CommandGroup], 
     options = parser.parse_args(words)
     options.words = list(sys.argv[1:] if words is None else words)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads, such as `head`, has seen enough; the interpreter's own flush shall not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except DeploymentError as error:
         print(f"{program} {options.command}: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -85,3 +88,13 @@ def test_second_ledger_and_missing_one_are_named(folder, spent, capsys):
     assert "a site keeps one ledger" in capsys.readouterr().err
     assert main(["ledger", "show", str(folder), "--file", str(folder / "other.jsonl")]) == 1
     assert "make it with `dsm-site ledger create`" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word(folder, spent):
+    command = [sys.executable, "-m", "client.cli", "ledger", "show", str(folder)]
+    show = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert show.stdout is not None
+    assert show.stderr is not None
+    show.stdout.close()  # before the command has anything to say
+    assert show.wait(120) == 128 + signal.SIGPIPE
+    assert show.stderr.read() == ""
