@@ -128,16 +128,17 @@ def _ledger(options: argparse.Namespace) -> Ledger:
 
 
 def _report(history: History) -> dict[str, Any]:
-    from client.privacy.accounting import PatientAccountant  # seconds to import, and only wanted here
+    from client.privacy.accounting import Spending  # seconds to import, and only wanted here
 
+    spending = Spending.of(history)
     charges = [entry for entry in history.entries if entry["kind"] == "charge"]
     shown = ("time", "sampling_rate", "noise_multiplier", "steps", "note")
     return {
         "site": history.site,
-        "ceiling": history.epsilon,
-        "delta": history.delta,
-        "spent": PatientAccountant().epsilon(history.charges, history.delta),
-        "steps": sum(charge.steps for charge in history.charges),
+        "ceiling": spending.ceiling,
+        "delta": spending.delta,
+        "spent": spending.epsilon,
+        "steps": spending.steps,
         "charges": [{key: entry[key] for key in shown} for entry in charges],
         "warnings": list(history.warnings),
         "head": history.head,

@@ -102,7 +102,7 @@ class Trainer:
     def step_with_gradients(self, clip_norm: float | None = None) -> None:
         """One optimiser step with the gradients at hand, no longer than `clip_norm`; foreign class rows get none."""
         for parameter in self._keys.values():
-            if parameter.grad is None:
+            if parameter.grad is None and parameter.requires_grad:
                 # a part that this site's classes do not use: its moments still move it
                 parameter.grad = torch.zeros_like(parameter)
         for row in self._rows:

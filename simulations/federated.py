@@ -19,7 +19,7 @@ from server.state_store import StateStore
 from server.waiting import Waiting
 from simulations.best import BestRound
 from simulations.grid import InProcessGrid, run_in_process
-from simulations.ledgers import open_ledgers
+from simulations.ledgers import open_ledgers, read_spending
 from simulations.results import RunFolder
 from simulations.site_memory import kept_moments, restore_moments
 from simulations.site_sources import Sites
@@ -58,6 +58,9 @@ def federate(
             ledgers = open_ledgers(folder.path / "ledgers" / method, sites.folders, config.privacy)
             result = run_in_process(serve, client_app, list(sites.folders.values()), {}, config.threads, ledgers)
     assert result is not None
+    if ledgers:
+        asked = {key: getattr(config.privacy, key) for key in ("epsilon", "clip_norm", "trained")}
+        folder.write_run_info(privacy={"asked": asked, method: read_spending(sites.folders, ledgers)})
     federation, state = result
     return federation, state, best.state or state
 

@@ -1,14 +1,15 @@
-"""Whose budget does a private simulation spend? A ledger for each site in the run folder, or its own."""
+"""Whose budget does a private simulation spend, and how much? A ledger for each site in the run folder, or its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from client.ledger import LEDGER_NAME
+from client.ledger import LEDGER_NAME, Ledger
 from client.ledger_commands import create_ledger
-from client.ledger_lines import read_history
+from client.ledger_lines import LedgerFault
 from dsm_core.config import PrivacyConfig
 
 
@@ -34,22 +35,19 @@ def open_ledgers(folder: Path, sites: Mapping[str, Path], privacy: PrivacyConfig
     return ledgers
 
 
-def read_budgets(ledgers: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """What the patients of each site have spent, by everything in its ledger: epsilon at delta, of which ceiling.
+def read_spending(sites: Mapping[str, Path], ledgers: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """What every site's ledger says when a run has ended, for `run.json`; `fault` alone where it says nothing.
 
-    Raises:
-        LedgerFault: a damaged ledger.
+    Args:
+        sites: site -> data folder. ledgers: as `open_ledgers` gave them.
     """
-    from client.privacy import PatientAccountant  # Opacus takes seconds to import
+    from client.privacy import Spending  # Opacus takes seconds to import
 
-    found = {}
-    for site, path in ledgers.items():
-        history = read_history(path.read_bytes())
-        found[site] = {
-            "spent": PatientAccountant().epsilon(history.charges, history.delta),
-            "ceiling": history.epsilon,
-            "delta": history.delta,
-            "steps": sum(charge.steps for charge in history.charges),
-            "ledger": "the site's own, every run" if path.name == LEDGER_NAME else "of this run",
-        }
+    found: dict[str, dict[str, Any]] = {}
+    for (site, data), path in zip(sites.items(), ledgers, strict=True):
+        whose = "the site's own, every run" if path.parent == data else "of this run"
+        try:
+            found[site] = {**asdict(Spending.of(Ledger(path, site).read())), "ledger": whose}
+        except LedgerFault:  # it names the file
+            found[site] = {"fault": "its ledger cannot be read; `dsm-site ledger verify` says why", "ledger": whose}
     return found

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     warnings.filterwarnings("ignore", category=UserWarning, module="monai")
     print("dsm-simulate: loading PyTorch, MONAI and Flower ...", flush=True)
+    from client.ledger_lines import LedgerFault
     from dsm_core.checkpoint import CheckpointError
     from dsm_core.data import DatalistError
     from dsm_core.text_space import TextSpaceError
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DatalistError as error:
         print(f"dsm-simulate: {error}\n{error.details()}", file=sys.stderr)
         return 2
-    except (TextSpaceError, RunFolderError, SitesError, ConfigError) as error:
+    except (TextSpaceError, RunFolderError, SitesError, ConfigError, LedgerFault) as error:
         print(f"dsm-simulate: {error}", file=sys.stderr)
         return 2
     except (FederationError, StateError, CheckpointError) as error:

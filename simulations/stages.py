@@ -27,7 +27,6 @@ from server.start import read_start
 from server.waiting import mark_finished
 from simulations.baselines import rounds_at, train_baselines, training_datalists
 from simulations.federated import federate
-from simulations.ledgers import open_ledgers, read_budgets
 from simulations.matrix import score_method
 from simulations.overlays import Overlay, save_overlays
 from simulations.provenance import portable_word
@@ -63,11 +62,6 @@ def simulate(config: Config, command: Sequence[str], resume: Path | None = None)
     _describe(folder, config, sites, datalists, federation)
     if start is not None:
         folder.write_run_info(start={"checkpoint": portable_word(f"{config.start}"), **start.extra})
-    if config.privacy.mode != "none":
-        asked = {key: getattr(config.privacy, key) for key in ("epsilon", "clip_norm", "trained")}
-        ledgers = open_ledgers(folder.path / "ledgers" / "federated", sites.folders, config.privacy)
-        budgets = read_budgets(dict(zip(sites.folders, ledgers, strict=True)))
-        folder.write_run_info(privacy={**asked, "compare": config.compare, "sites": budgets})
     folder.write_run_info(seconds=seconds)
     _save(folder.last_checkpoint, federation, state, "last round")
     _save(folder.best_checkpoint, federation, best, "lowest smoothed training loss of the last stage")

@@ -17,7 +17,7 @@ import numpy as np
 from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.accountants.analysis import rdp
 
-from client.ledger import Charge
+from client.ledger import Charge, History
 from client.privacy.faults import PrivacyError
 
 KINDS = ("prv", "rdp")
@@ -57,6 +57,26 @@ class PatientAccountant:
             PrivacyError: no noise is enough.
         """
         return _noise_for(self, epsilon, delta, sampling_rate, steps)
+
+
+@dataclass(frozen=True)
+class Spending:
+    """How far a site's patients are from its ceiling.
+
+    Attributes:
+        epsilon: spent, by every charge of the ledger together, at `delta`. ceiling: of that epsilon.
+        steps: private steps that were paid for.
+    """
+
+    epsilon: float
+    ceiling: float
+    delta: float
+    steps: int
+
+    @classmethod
+    def of(cls, history: History) -> Spending:
+        spent = PatientAccountant().epsilon(history.charges, history.delta)
+        return cls(spent, history.epsilon, history.delta, sum(charge.steps for charge in history.charges))
 
 
 def _merged(charges: Sequence[Charge]) -> tuple[Charge, ...]:

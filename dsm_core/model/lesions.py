@@ -19,7 +19,7 @@ from dsm_core.model.layers import MLP, VoxelBlock, depth_to_space, dilate
 from dsm_core.model.prompt import PROMPT_CHANNELS, SPREADS, VisualPrompt
 from dsm_core.model.queries import SharedVector, TextToQuery
 
-HOST_MARGIN = 5  # latent voxels by which a host organ is dilated: a lesion may bulge out of it
+HOST_MARGIN = 5  # latent voxels; edge of the cube around an organ in which a lesion of it may bulge out
 SPOT = 4  # voxels; a lesion is at least a cube of this size, so a scan without such a cube has none
 _FLOOR = 0.01  # of the host's probability and of the residual, before their logarithms
 

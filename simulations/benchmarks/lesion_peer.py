@@ -3,9 +3,10 @@
 python -m simulations.benchmarks.lesion_peer             1500 steps of four crops for each, two processes; minutes
 python -m simulations.benchmarks.lesion_peer --shapes DIR    the sites of `zero_shot --shapes DIR`
 
-Two networks, scored as the rows of `zero_shot` are, on the same held-out cases: one sees the scan alone, the other is
-given the true outline of every host organ, tumours included, beside it. What lies between them is not hidden in the
-scan's grey values but in where an organ ends, which a model has to find out for itself. Neither is asked in words.
+Two networks, trained on the same cases: one sees the scan alone, the other is given the true outline of every host
+organ, tumours included, beside it. Both are judged inside the true host only, by the two measures of `zero_shot` that
+are, on the same held-out cases. What lies between the networks is not hidden in the scan's grey values but in where an
+organ ends, which a model has to find out for itself. Neither is asked in words.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from dsm_core.data import SiteVolumes, class_masks, read_datalist
 from dsm_core.data.phantoms import PHANTOM_LESIONS
 from simulations.benchmarks.detection_rows import Tally
 from simulations.benchmarks.table import Row, write_benchmark
-from simulations.benchmarks.zero_shot import FULL, MEASURES
+from simulations.benchmarks.zero_shot import FULL
 from simulations.benchmarks.zero_shot_training import Budget, generated, hosts
 from simulations.sites import SitesError
 
 IMAGE_ALONE, TRUE_ORGANS = "scan alone", "scan and true organs"
 STEPS, BATCH, LR = 1500, 4, 2e-3
-SHOWN = tuple(name for name in MEASURES if name != "auroc_presence")
+SHOWN = ("auroc_host", "fpr95_host")
 _CROP, _WIDTHS = (32, 32, 32), (16, 32, 64, 128, 128, 16)
 Sample = dict[str, Any]
 
@@ -101,7 +102,7 @@ def train(network: nn.Module, cases: Sequence[Sample], steps: int, seed: int, me
 
 
 def score(network: nn.Module, cases: Sequence[Sample], config: Config) -> dict[str, Row]:
-    """A row of each tumour class: the map of any tumour, taken for the class in whose host it lies."""
+    """A row of each tumour class: the map of any tumour, inside the host of that class."""
     network.eval()
     inferer = SlidingWindowInferer((64, 64, 64), mode="gaussian", overlap=0.25)
     tallies = {name: Tally(config.data.spacing_mm, config.nsd_tolerance_mm) for name in PHANTOM_LESIONS}
@@ -110,10 +111,9 @@ def score(network: nn.Module, cases: Sequence[Sample], config: Config) -> dict[s
             answer: Any = inferer(case["image"][None], network)
         values: Tensor = answer[0, 0]
         for name, tally in tallies.items():
-            host = case["truth"][hosts()[name]]
-            here = torch.where(host, values, values.min())
-            tally.add(here, (here > 0) & host, case["truth"][name], host, None)
-    return {name: tally.row() for name, tally in tallies.items()}
+            tally.add(values, values > 0, case["truth"][name], case["truth"][hosts()[name]], None)
+    rows = {name: tally.row() for name, tally in tallies.items()}
+    return {name: {key: row[key] for key in (*SHOWN, "cases")} for name, row in rows.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [row for job in jobs for row in job.result()]
     write_benchmark(
         "lesion_peer" if options.shapes is None else "lesion_peer_shapes",
-        [{key: row[key] for key in ("method", "class", *SHOWN, "cases")} for row in rows],
+        rows,
         [],
         command=["python", "-m", "simulations.benchmarks.lesion_peer", *words],
         config=config,

@@ -89,7 +89,7 @@ def _answers(model: DSM, queries: QuerySet) -> Callable[[VisualPrompt], Answer]:
 
 
 def _deviation(seed: Seed, model: DSM, name: str) -> Callable[[VisualPrompt], Answer]:
-    """How far a voxel is from the mean of its organ, inside the host that the organ queries found."""
+    """How far a voxel is from the mean of its organ, where a lesion of that host may be, by the organ queries."""
     queries = model.query_set([name], seed.text)
 
     def answer(prompt: VisualPrompt) -> Answer:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
-from client.ledger_lines import LedgerFault
-from simulations.ledgers import read_budgets
+from client.ledger_lines import LedgerFault, read_history
 from simulations.reading import ReportError, read_run
 from simulations.summary import Cell, mean_score
 from simulations.sweep.plan import ALONE, OPEN, ROUNDS, Plan, Point
@@ -141,8 +140,12 @@ def _class_means(cells: Iterable[Cell], classes: Sequence[str], scored: Sequence
 
 
 def _spent(run: Path) -> float | None:
-    ledgers = {path.stem: path for path in (run / "ledgers" / "federated").glob("*.jsonl")}
-    return max(budget["spent"] for budget in read_budgets(ledgers).values()) if ledgers else None
+    ledgers = sorted((run / "ledgers" / "federated").glob("*.jsonl"))
+    if not ledgers:
+        return None
+    from client.privacy import Spending  # Opacus takes seconds to import
+
+    return max(Spending.of(read_history(path.read_bytes())).epsilon for path in ledgers)
 
 
 def group_rows(rows: Sequence[Row]) -> list[Group]:

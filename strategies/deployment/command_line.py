@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -42,8 +43,9 @@ def run_command(program: str, description: str, groups: Iterable[CommandGroup], 
         code = int(options.run(options))
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # who reads, such as `head`, has seen enough; the interpreter's own flush shall not fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
         return 128 + signal.SIGPIPE
     except DeploymentError as error:
         print(f"{program} {options.command}: {error}", file=sys.stderr)
@@ -51,6 +53,16 @@ def run_command(program: str, description: str, groups: Iterable[CommandGroup], 
     except KeyboardInterrupt:
         print(f"{program} {options.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads what is printed, such as `head` that has seen enough; then it goes nowhere from here on."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not output.poll(0):  # an error, the only event that is told unasked
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+    return True
 
 
 def add_folder(command: argparse.ArgumentParser, default: str) -> None:

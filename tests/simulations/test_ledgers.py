@@ -10,7 +10,7 @@ from client.ledger import LEDGER_NAME, Ledger
 from client.ledger_lines import Charge
 from client.privacy import PatientAccountant
 from dsm_core.config import PrivacyConfig
-from simulations.ledgers import open_ledgers, read_budgets
+from simulations.ledgers import open_ledgers, read_spending
 
 PRIVATE = PrivacyConfig(mode="dp_sgd", epsilon=3.0)
 
@@ -48,13 +48,27 @@ def test_open_simulation_makes_none(sites, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_budgets_are_what_the_ledgers_say_and_whose_they_are(sites, tmp_path):
+def test_spending_is_what_the_ledgers_say_and_whose_they_are(sites, tmp_path):
     own = sites["hope"] / LEDGER_NAME
-    Ledger(own, "hope").create(epsilon=1.0, delta=0.1)
-    ledgers = dict(zip(sites, open_ledgers(tmp_path / "run", sites, PRIVATE), strict=True))
-    Ledger(ledgers["mercy"], "mercy", PatientAccountant()).charge(Charge(0.2, 2.0, 7))
-    budgets = read_budgets(ledgers)
-    spent = PatientAccountant().epsilon([Charge(0.2, 2.0, 7)], 1 / 25)
-    assert budgets["mercy"] == {"spent": spent, "ceiling": 3.0, "delta": 1 / 25, "steps": 7, "ledger": "of this run"}
-    assert budgets["hope"]["spent"] == 0
-    assert budgets["hope"]["ledger"] == "the site's own, every run"
+    Ledger(own, "hope").create(epsilon=2.0, delta=0.1)
+    ledgers = open_ledgers(tmp_path / "run", sites, PRIVATE)
+    before, charge = Charge(0.1, 4.0, 3), Charge(0.2, 2.0, 7)
+    Ledger(own, "hope", PatientAccountant()).charge(before)
+    for site, path in zip(sites, ledgers, strict=True):
+        Ledger(path, site, PatientAccountant()).charge(charge)
+    spending = read_spending(sites, ledgers)
+    spent = PatientAccountant().epsilon([charge], 1 / 25)
+    assert spending["mercy"] == {"epsilon": spent, "ceiling": 3.0, "delta": 1 / 25, "steps": 7, "ledger": "of this run"}
+    assert spending["hope"]["epsilon"] == PatientAccountant().epsilon([before, charge], 0.1)
+    assert spending["hope"]["steps"] == 10
+    assert spending["hope"]["ledger"] == "the site's own, every run"
+
+
+def test_ledger_that_was_lost_or_damaged_meanwhile_is_said_and_not_made_anew(sites, tmp_path):
+    ledgers = open_ledgers(tmp_path / "run", sites, PRIVATE)
+    ledgers[0].unlink()
+    ledgers[1].write_bytes(ledgers[1].read_bytes().replace(b"3.0", b"9.0"))
+    spending = read_spending(sites, ledgers)
+    assert all("cannot be read" in row["fault"] and "epsilon" not in row for row in spending.values())
+    assert f"{tmp_path}" not in json.dumps(spending)
+    assert not ledgers[0].exists()

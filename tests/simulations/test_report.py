@@ -249,13 +249,16 @@ def test_history_without_stages_is_drawn_as_one(tmp_path: Path) -> None:
 
 
 def test_a_private_run_shows_what_each_site_has_spent_and_others_show_no_such_section(tmp_path: Path) -> None:
-    budget = {"spent": 2.5, "ceiling": 3.0, "delta": 0.001, "steps": 40, "ledger": "of this run"}
-    about = {"epsilon": 3.0, "clip_norm": 0.1, "trained": "queries", "compare": "none", "sites": {"north": budget}}
+    spending = {"epsilon": 2.5, "ceiling": 3.0, "delta": 0.001, "steps": 40, "ledger": "of this run"}
+    lost = {"fault": "its ledger cannot be read", "ledger": "of this run"}
+    asked = {"epsilon": 3.0, "clip_norm": 0.1, "trained": "queries"}
+    about = {"asked": asked, "federated": {"north": spending, "south": lost}, "fedavg": {"north": spending}}
     html = render(read_run(make_run(tmp_path / "private", privacy=about).path))
     section = html[html.index('<section id="privacy">') : html.index('<section id="refusals">')]
-    cells = re.findall(r"<td[^>]*>([^<]*)</td>", section)
-    assert cells == ["north", "2.500", "3", "0.001", "40", "of this run"]
-    assert "not private" not in section
-    beside = render(read_run(make_run(tmp_path / "beside", privacy={**about, "compare": "local"}).path))
-    assert "The methods beside the federated one are not private." in beside
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", section) == [
+        "Federated", "north", "2.500", "3", "0.001", "40", "of this run",
+        "Federated", "south", "its ledger cannot be read", "of this run",
+        "Plain FedAvg", "north", "2.500", "3", "0.001", "40", "of this run",
+    ]  # fmt: skip
+    assert "<b>Not private:</b> local-only, pooled." in section
     assert 'id="privacy"' not in render(read_run(make_run(tmp_path / "open").path))

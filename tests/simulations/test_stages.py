@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import client.app
+from client.ledger import LEDGER_NAME, Ledger
 from dsm_core.checkpoint import load_checkpoint
 from dsm_core.stages import STAGES
 from simulations.run import main
@@ -170,3 +171,33 @@ def test_checkpoint_of_other_sizes_is_refused_before_sites_are_made(
     assert main([*SMALL, *words]) == 2
     assert "query_width 16, wanted 32" in capsys.readouterr().err
     assert not (out / "fresh").exists()
+
+
+def test_a_private_run_says_what_each_site_has_spent_whatever_becomes_of_its_ledger(out: Path, tmp_path: Path) -> None:
+    sites = next((out / "sites").iterdir())
+    folders = {name: tmp_path / "sites" / name for name in ("site_a", "site_b")}
+    for name, folder in folders.items():
+        shutil.copytree(sites / name, folder)
+    own = Ledger(folders["site_b"] / LEDGER_NAME, "site_b")
+    own.create(epsilon=9.0, delta=0.1)
+    own.path.write_bytes(own.path.read_bytes().replace(b"9.0", b"90.0"))
+    words = [
+        *SMALL[1:], "prior.rounds=0", "tumors.rounds=0", "compare=none", "server.quorum=0.5", f"out={tmp_path}",
+        f"sites_dir={tmp_path / 'sites'}", f"eval_dir={sites / 'eval'}",
+        "privacy.mode=dp_sgd", "privacy.accountant=rdp",
+    ]  # fmt: skip
+    assert main([*words, "rounds=1", "name=private"]) == 0
+    spent = json.loads((tmp_path / "private" / "run.json").read_text())["privacy"]
+    assert spent["asked"] == {"epsilon": 8.0, "clip_norm": 1.0, "trained": "everything"}
+    assert 0 < spent["federated"]["site_a"]["epsilon"] <= 8
+    assert spent["federated"]["site_a"]["steps"] == 1
+    assert "cannot be read" in spent["federated"]["site_b"]["fault"]
+    report = (tmp_path / "private" / "report.html").read_text()
+    assert '<section id="privacy">' in report
+    assert f"{tmp_path}" not in report[report.index('<section id="privacy">') : report.index('<section id="settings">')]
+
+
+def test_a_delta_that_promises_nothing_is_named(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    private = ("privacy.mode=dp_sgd", "privacy.delta=0.9", "compare=none", "prior.rounds=0", "tumors.rounds=0")
+    assert main([*SMALL, *private, f"out={out}", "name=careless"]) == 2
+    assert "delta" in capsys.readouterr().err

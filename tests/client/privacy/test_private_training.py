@@ -15,6 +15,7 @@ from client.privacy import PatientAccountant
 from client.privacy.faults import PrivacyError
 from client.privacy.noise import KEY_BYTES, SecretStream
 from client.privacy.patients import Patients, sample_patches
+from client.privacy.trained import trained_names
 from client.trainer import Trainer
 from dsm_core.config import ModelConfig, PrivacyConfig, TrainConfig
 from dsm_core.data import PatchBatch
@@ -65,6 +66,16 @@ def order(round=1, rounds=4, local_steps=2):
 def train(trainer, ledger, wanted=None, privacy=PRIVACY, key=KEY):
     private.train_private_round(trainer, trainer.objective, wanted or order(), 1e-3, 3, privacy, ledger, key)
     return trainer.arrays()
+
+
+def test_what_is_not_trained_privately_does_not_even_decay(make_task, ledger):
+    task, config = make_task(1, size=16, config=SMALL), TrainConfig(batch=3, weight_decay=0.1)
+    trainer = Trainer(task.model, OrgansObjective(task.model, task.text, Cases(), config), config)
+    before, moved = trainer.arrays(), set(trained_names(task.model, "queries"))
+    after = train(trainer, ledger, privacy=replace(PRIVACY, trained="queries"))
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed
+    assert changed <= moved
 
 
 def test_scans_of_a_patient_are_one_unit_and_unlabelled_ones_none():

@@ -36,6 +36,15 @@ def test_wrong_host_does_not_find_the_tumor(queries: TumorQueries) -> None:
     assert apart[1] < -3
 
 
+def test_where_organs_touch_a_lesion_stays_on_the_side_of_its_host(queries: TumorQueries) -> None:
+    prompt = two_organs()
+    prompt.organs[:, 0, :8], prompt.organs[:, 1, 8:] = 1, 1
+    hosts = torch.stack([LEFT, LEFT + RIGHT])
+    reach = queries(prompt, TEXT, torch.zeros(1, 2, 8), hosts).host[0, :, :, 0, 0]
+    assert reach[0].tolist() == [1] * 16 + [0] * 16
+    assert reach[1].tolist() == [1] * 32
+
+
 def test_a_lesion_bulges_out_of_its_host_and_not_into_another_organ() -> None:
     host, neighbour = torch.zeros(2, 1, 1, 12, 3, 3)
     host[:, :, 4:7], neighbour[:, :, 8:] = 1, 0.75
