@@ -1,6 +1,6 @@
 """Is a tumour found that no site has labelled? Leave one class out in turn, on generated sites.
 
-python -m simulations.benchmarks.zero_shot                   three seeds, every class, both text spaces: an hour
+python -m simulations.benchmarks.zero_shot                   three seeds, every class, both text spaces: up to an hour
 python -m simulations.benchmarks.zero_shot --quick           one seed, two classes, few steps; minutes
 python -m simulations.benchmarks.zero_shot --shapes DIR      tumours of real shape, from a folder of label maps
 python -m simulations.benchmarks.zero_shot --bank FILE       saved CLIP embeddings beside the offline encoder
